@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 use serde_json::json;
-use tierflow::engine::LoadProgress;
+use tierflow::engine::{LoadProgress, requests_to_later_stages};
 use tierflow::platform::block_on;
 use tierflow::server::{LocalResponse, LocalServer, ServerSettings};
 use tierflow::text::{EmbeddingSettings, Pooling, Special, Tokenizer};
 use tierflow::{EngineHandle, Error, Positions, Result};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::options::{Options, invalid, locate};
+use crate::options::{LOGIT_ROWS, Options, invalid, locate};
+use crate::stage::{Asked, Later};
 use crate::wait::{Progress, in_background, wait_while};
 use crate::{errors, plan, process};
 
@@ -38,6 +39,8 @@ struct Open {
     /// Absent where the engine makes embeddings.
     server: Option<Arc<LocalServer>>,
     embeddings: EmbeddingSettings,
+    /// What it asks other machines for, where these compute later layers.
+    later: Option<Later>,
     /// Absent only while it is dropped.
     runtime: Option<Runtime>,
     is_closed: AtomicBool,
@@ -56,21 +59,29 @@ impl Open {
     fn new(options: &Options, progress: &Progress) -> Result<Open> {
         let path = locate(&options.model, options.fetch, progress)?;
         let prepared = options.prepare(&path)?;
-        let embeddings = match prepared.model.has_head() {
+        let n_layers = prepared.model.config.n_layers;
+        let generates = prepared.model.has_head() || prepared.model.gives_hidden();
+        let embeddings = match generates {
             true => EmbeddingSettings::default(),
             false => EmbeddingSettings::open(&prepared.checkpoint)?,
         };
-        let has_head = prepared.model.has_head();
         let note = |loaded: LoadProgress| progress.note(loaded.done.0, loaded.total.0);
-        let handle = block_on(prepared.load(&note))?.spawn()?;
+        let mut engine = block_on(prepared.load(&note))?;
+        let mut later = None;
+        if let Some((_, end)) = options.layers.filter(|(_, end)| *end < n_layers) {
+            let (stages, requests) = requests_to_later_stages(end..n_layers, LOGIT_ROWS);
+            engine = engine.continue_with(stages)?;
+            later = Some(Later::new(requests));
+        }
+        let handle = engine.spawn()?;
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("tierflow-answers").enable_time().build();
         let runtime = runtime.map_err(|error| Error::io("start", "the thread of answers", error))?;
         let settings = ServerSettings { model_name: options.model.clone(), n_waiting: MAX_WAITING, ..ServerSettings::default() };
-        let server = match has_head {
+        let server = match generates {
             true => Some(Arc::new(runtime.block_on(LocalServer::new(handle.clone(), settings))?)),
             false => None,
         };
-        Ok(Open { handle, server, embeddings, runtime: Some(runtime), is_closed: AtomicBool::new(false) })
+        Ok(Open { handle, server, embeddings, later, runtime: Some(runtime), is_closed: AtomicBool::new(false) })
     }
 
     /// Waits for `future`, which ends when the wait does.
@@ -135,12 +146,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn closed() -> PyErr {
+pub fn closed() -> PyErr {
     errors::new("ClosedError", "the engine is closed; open another one")
 }
 
 /// Numbers as NumPy reads them.
-fn bytes_of<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyByteArray> {
+pub fn bytes_of<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyByteArray> {
     PyByteArray::new(py, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
@@ -201,7 +212,7 @@ impl Engine {
             "ctx_size": plan.ctx_size,
             "trained_ctx_size": config.context_length,
             "n_seqs": plan.n_seqs,
-            "embedding": !prepared.model.has_head(),
+            "embedding": !open.handle.gives_logits(),
             "bos_token": tokenizer.and_then(|tokenizer| tokenizer.bos_token()),
             "eos_tokens": tokenizer.map(|tokenizer| tokenizer.eos_tokens()),
             "has_chat_template": open.handle.chat_template().is_some(),
@@ -212,6 +223,26 @@ impl Engine {
     /// The plan in words, as JSON, and as a device map in JSON.
     fn plan(&self) -> PyResult<(String, String, String)> {
         Ok(plan::told(self.opened()?.handle.prepared()))
+    }
+
+    /// The next forward that later stages are asked for: tokens, sequences, positions, rows and best tokens of each; and hidden states.
+    /// `None` where there will be no more.
+    fn next_request<'py>(&self, py: Python<'py>) -> PyResult<Option<(Asked, Bound<'py, PyByteArray>)>> {
+        let open = self.opened()?;
+        let later = open.later.as_ref().ok_or_else(closed)?;
+        Ok(open.run(py, later.next())?.map(|request| later.told(py, request)))
+    }
+
+    /// Answers it with rows of numbers, or with the best tokens of each row.
+    fn answer_request(&self, rows: Option<&[u8]>, best: Vec<Vec<(u32, f32)>>) -> PyResult<()> {
+        self.opened()?.later.iter().for_each(|later| later.answer(rows, best.clone()));
+        Ok(())
+    }
+
+    /// Says why it has no answer.
+    fn fail_request(&self, reason: String) -> PyResult<()> {
+        self.opened()?.later.iter().for_each(|later| later.fail(reason.clone()));
+        Ok(())
     }
 
     /// The tokens of `text`.

@@ -11,6 +11,7 @@ mod logs;
 mod options;
 mod plan;
 mod process;
+mod stage;
 mod train;
 mod wait;
 
@@ -23,11 +24,14 @@ fn _tierflow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Answer>()?;
+    module.add_class::<stage::Stage>()?;
     module.add_class::<accelerate::Tree>()?;
     module.add_class::<train::Trainer>()?;
     module.add_class::<train::Optimizer>()?;
     module.add_function(wrap_pyfunction!(plan::plan, module)?)?;
     module.add_function(wrap_pyfunction!(plan::devices, module)?)?;
+    module.add_function(wrap_pyfunction!(stage::devices_for, module)?)?;
+    module.add_function(wrap_pyfunction!(stage::divide, module)?)?;
     module.add_function(wrap_pyfunction!(accelerate::module_tree, module)?)?;
     module.add_function(wrap_pyfunction!(accelerate::sizes, module)?)?;
     module.add_function(wrap_pyfunction!(accelerate::maximum_sizes, module)?)?;

@@ -19,7 +19,7 @@ use tierflow::{Engine, Error, KvDType, Result};
 use crate::wait::Progress;
 
 /// Positions whose logits one forward gives: as many as `tierflow logits --all` asks for.
-const LOGIT_ROWS: usize = 16;
+pub const LOGIT_ROWS: usize = 16;
 /// The same of an engine that makes embeddings, as `tierflow embed` asks for.
 const EMBEDDING_ROWS: usize = 512;
 
@@ -60,6 +60,9 @@ pub struct Options {
     machine: Option<PathBuf>,
     /// Folders or GGUF files of LoRA adapters, and their scales.
     lora: Vec<(PathBuf, f32)>,
+    /// The layers from the first to the one behind the last, where other machines compute the others.
+    #[serde(default)]
+    pub layers: Option<(usize, usize)>,
 }
 
 impl Options {
@@ -74,9 +77,17 @@ impl Options {
         if self.embedding {
             return self.prepare_embedder(path);
         }
-        let prepared = block_on(self.builder(path, LOGIT_ROWS)?.lora_scales(Scales::Chosen).text_first().prepare())?;
+        if let Some((first, end)) = self.layers {
+            return block_on(self.builder_of_text(path)?.layers(first..end).prepare());
+        }
+        let prepared = block_on(self.builder_of_text(path)?.lora_scales(Scales::Chosen).prepare())?;
         // Of an encoder, that is known only now.
         if prepared.model.has_head() { Ok(prepared) } else { self.prepare_embedder(path) }
+    }
+
+    /// How a model that generates is opened.
+    pub fn builder_of_text(&self, path: &Path) -> Result<EngineBuilder> {
+        Ok(self.builder(path, LOGIT_ROWS)?.text_first())
     }
 
     fn prepare_embedder(&self, path: &Path) -> Result<Prepared> {

@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 from ..errors import (
     ClusterError,
@@ -22,7 +22,10 @@ from ..errors import (
     WorkerDiedError,
 )
 
+T = TypeVar("T")
+
 DEFAULT_TIMEOUT_SECS = 120.0
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def import_ray() -> Any:
@@ -51,10 +54,12 @@ def connected(
     try:
         if address is None:
             sizes = {"num_cpus": n_cpus, "object_store_memory": object_store_memory}
-            ray.init("local", include_dashboard=False, **sizes, **quiet)
+            with loopback_only():
+                started(lambda: ray.init("local", include_dashboard=False, **sizes, **quiet), timeout)
         else:
-            check_reachable(address, timeout)
-            ray.init(address, **quiet)
+            with loopback_only() if is_on_loopback(address) else nullcontext():
+                check_reachable(address, timeout)
+                ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if isinstance(error, TierflowError):
             raise
@@ -63,6 +68,60 @@ def connected(
         yield ray
     finally:
         ray.shutdown()
+
+
+def started(start: Callable[[], T], timeout: float) -> T:
+    """What `start` makes: processes of Ray's. To these Ray gives 30 s, which a busy machine may not do with, so that it is tried again
+    within the deadline."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return start()
+        except Exception as error:
+            # It has no type of its own.
+            if "timed out during startup" not in str(error):
+                raise
+            import_ray().shutdown()
+            if time.monotonic() > deadline:
+                raise ClusterError(f"Ray's processes were not up within {timeout:g} s: {first_line(error)}") from error
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Clusters that are started in this block listen on the loopback alone, where nothing outside this machine reaches them.
+
+    Ray has no option for that, and takes another address for 127.0.0.1. It does so by itself where firewalls would ask (macOS, Windows),
+    unless this variable says otherwise, which its processes inherit; what it said when Ray was imported is changed for this process.
+    """
+    import ray._private.ray_constants as constants
+
+    asked, known = os.environ.get(LOOPBACK_VARIABLE), getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    os.environ[LOOPBACK_VARIABLE] = "0"
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = known
+        if asked is None:
+            del os.environ[LOOPBACK_VARIABLE]
+        else:
+            os.environ[LOOPBACK_VARIABLE] = asked
+
+
+def is_on_loopback(address: str) -> bool:
+    """Whether a cluster answers on this machine's loopback and nowhere else, so that Ray must not take another address for it."""
+    from ray._private.services import get_node_ip_address
+
+    host, _, port = address.rpartition(":")
+    return host in ("127.0.0.1", "localhost", "[::1]") and port.isdigit() and listens(host, port) and not listens(get_node_ip_address(), port)
+
+
+def listens(host: str, port: str) -> bool:
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_reachable(address: str, timeout: float) -> None:
