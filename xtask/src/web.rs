@@ -70,9 +70,8 @@ fn run_tests(arguments: &[String]) -> Result<()> {
     let experts = small_model("experts.gguf", &LlamaShape::small_experts(), 5)?;
     steps::run(&mut steps::cargo(&["build", "--release"]))?;
     let files = [("--model", model), ("--tiny", tiny), ("--experts", experts), ("--program", steps::tierflow())];
-    let mut runner = runner(&node, arguments);
-    files.iter().for_each(|(name, path)| drop(runner.arg(name).arg(path)));
-    steps::run(&mut runner)
+    let named = files.map(|(name, path)| [name.into(), path.into_os_string()]);
+    steps::run(runner(&node, arguments).args(named.as_flattened()))
 }
 
 /// Installs what the list of packages in `folder` names, where that is not there.
