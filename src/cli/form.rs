@@ -6,8 +6,7 @@ use crate::cli::args::GenerationArgs;
 use crate::cli::prompt::read_file;
 use crate::engine::ModelText;
 use crate::error::{Error, Result};
-use crate::server::{AnswerForm, FormVocabulary};
-use crate::text::{Gbnf, ReasoningFormat};
+use crate::text::{AnswerForm, FormVocabulary, Gbnf, ReasoningFormat};
 
 /// A form that was asked for, before there is a model.
 pub(super) enum FormWish {

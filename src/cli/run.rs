@@ -23,11 +23,10 @@ use crate::engine::{Engine, ModelText, Observed, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, check_folder, waited_since};
-use crate::server::AnswerForm;
 use crate::session::{DraftSource, FinishReason, GenerateOptions, Session, Speculation};
 use crate::text::{
-    ChatMessage, ChatTemplate, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings, TemplateInput, Written,
-    fresh_seed,
+    AnswerForm, ChatMessage, ChatTemplate, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
+    TemplateInput, Written, fresh_seed, thinking_variables,
 };
 
 /// What stays the same for all prompts of a run.
@@ -263,7 +262,7 @@ pub(super) fn encode_messages(model: &ModelText, settings: &Settings, messages: 
     model.encode_chat(messages, &TemplateInput { variables, ..TemplateInput::default() }, settings.written)
 }
 
-/// What chat templates know of thinking: `enable_thinking` with most, `thinking` with DeepSeek and Granite, `reasoning_effort` with gpt-oss.
+/// What the chat template is told of thinking.
 fn template_variables(thinking: Thinking) -> Map<String, Value> {
     let is_on = thinking != Thinking::False;
     let effort = match thinking {
@@ -272,8 +271,7 @@ fn template_variables(thinking: Thinking) -> Map<String, Value> {
         Thinking::Medium => Some("medium"),
         Thinking::High => Some("high"),
     };
-    let switches = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), Value::from(is_on)));
-    switches.into_iter().chain(effort.map(|effort| ("reasoning_effort".to_owned(), effort.into()))).collect()
+    thinking_variables(is_on, effort)
 }
 
 /// Says so where a wish cannot come true.

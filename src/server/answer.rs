@@ -9,11 +9,11 @@ use super::error::ApiError;
 use super::grammar::Grammar;
 use super::pool::Lease;
 use super::scored::ScoredToken;
-use super::tools::{Call, new_call_id};
+use super::tools::Call;
 use super::work::{How, Work};
 use crate::handle::TokenStream;
 use crate::session::FinishReason;
-use crate::text::{CallPiece, ReasoningSplitter, Said, Sampler, Segment, ToolSplitter};
+use crate::text::{CallPiece, ReasoningSplitter, Said, Sampler, Segment, ToolSplitter, new_call_id};
 
 /// A sequence that answers.
 pub(super) struct Answering {

@@ -10,14 +10,13 @@ use super::embeddings::Embedder;
 use super::error::ApiError;
 use super::facts::Facts;
 use super::fields::Fields;
-use super::forms::FormVocabulary;
 use super::loras::Loras;
 use super::metrics::Metrics;
 use super::pool::Pool;
 use crate::error::Result;
 use crate::handle::EngineHandle;
 use crate::session::Speculation;
-use crate::text::{SamplingFlags, fresh_seed, strftime};
+use crate::text::{FormVocabulary, SamplingFlags, fresh_seed, strftime};
 
 /// One server.
 pub(super) struct App {

@@ -3,12 +3,10 @@
 use serde_json::{Value, json};
 
 use super::app::App;
-use super::call_grammar::CallGrammar;
 use super::error::ApiError;
 use super::fields::{Fields, is_nothing};
-use super::forms::{AnswerForm, FormError};
 use crate::error::Result;
-use crate::text::{Constraint, Gbnf};
+use crate::text::{AnswerForm, CallGrammar, Constraint, FormError, Gbnf};
 
 /// What answers must be.
 pub(super) enum Grammar {

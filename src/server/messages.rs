@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::app::App;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::tools::{Tools, read_calls, written_out};
-use crate::text::{ChatMessage, ReasoningFormat, TemplateInput, Written};
+use super::tools::read_calls;
+use crate::text::{ChatMessage, ReasoningFormat, TemplateInput, Tools, Written, thinking_variables};
 
 /// Reads OpenAI's messages.
 pub(super) fn read_messages(app: &App, list: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
@@ -85,7 +85,7 @@ pub(super) fn encode(
         return Err(ApiError::invalid("the model has no chat template; ask it by /v1/completions, with a prompt"));
     }
     let (messages, tools) = match tools {
-        Some(tools) if !tools.format.is_in_template => (Cow::Owned(written_out(messages, tools)), None),
+        Some(tools) if !tools.format.is_in_template => (Cow::Owned(tools.written_out(messages)), None),
         tools => (Cow::Borrowed(messages), tools.map(|tools| tools.list.clone())),
     };
     let input = TemplateInput { tools, variables, ..TemplateInput::default() };
@@ -99,12 +99,6 @@ pub(super) fn form_variables(app: &App, variables: Map<String, Value>, name: &st
     }
     let off = thinking_variables(false, None);
     Ok(variables.into_iter().chain(off).collect())
-}
-
-/// What chat templates know of thinking: `enable_thinking` with most, `thinking` with DeepSeek and Granite, `reasoning_effort` with gpt-oss.
-pub(super) fn thinking_variables(is_on: bool, effort: Option<&str>) -> Map<String, Value> {
-    let switches = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), Value::from(is_on)));
-    switches.into_iter().chain(effort.map(|effort| ("reasoning_effort".to_owned(), effort.into()))).collect()
 }
 
 /// What chat templates are told of OpenAI's effort of reasoning, the field `name`.

@@ -1,53 +1,16 @@
-//! Tools that a request offers: how the model is told of them, and when it must call one.
+//! Tools as requests offer them, and calls as answers have them.
 
 use serde_json::{Map, Value, json};
 
 use super::app::App;
 use super::error::ApiError;
 use super::fields::{Fields, is_nothing};
-use crate::text::{ChatMessage, ReasoningFormat, ToolCall, ToolFormat, fresh_seed};
+use crate::text::{ReasoningFormat, ToolCall, ToolChoice, ToolFormat, Tools, new_call_id};
 
-/// Tools for an answer.
-pub(super) struct Tools {
-    pub(super) format: ToolFormat,
-    /// In OpenAI's form, checked.
-    pub(super) list: Vec<Value>,
-    pub(super) choice: ToolChoice,
-    /// Whether one call is the most.
-    pub(super) is_single: bool,
-}
-
-/// Whether the model calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ToolChoice {
-    /// Where it finds that it helps.
-    Auto,
-    /// Not at all.
-    Never,
-    /// It must call one.
-    Required,
-    /// It must call that one.
-    Named(String),
-}
-
-impl ToolChoice {
-    /// Reads `tool_choice` of OpenAI's API.
-    pub(super) fn read(choice: Value) -> Result<ToolChoice, ApiError> {
-        match choice.as_str() {
-            Some("auto") => Ok(ToolChoice::Auto),
-            Some("none") => Ok(ToolChoice::Never),
-            Some("required") => Ok(ToolChoice::Required),
-            _ => match (choice["type"].as_str(), choice["function"]["name"].as_str()) {
-                (Some("function"), Some(name)) => Ok(ToolChoice::Named(name.to_owned())),
-                _ => Err(ApiError::field("tool_choice", "must be auto, none, required, or an object that names a function")),
-            },
-        }
-    }
-}
-
-/// An id for a call.
-pub(super) fn new_call_id() -> String {
-    format!("{:08x}{:x}", fresh_seed(), fresh_seed() % 16)
+/// Reads `tool_choice` of OpenAI's API.
+pub(super) fn read_choice(choice: Value) -> Result<ToolChoice, ApiError> {
+    let wrong = || ApiError::field("tool_choice", "must be auto, none, required, or an object that names a function");
+    ToolChoice::read(&choice).ok_or_else(wrong)
 }
 
 /// A call in an answer.
@@ -78,47 +41,34 @@ impl Call {
 /// Most tools of a request, as OpenAI has it.
 const MAX_TOOLS: usize = 128;
 
-impl Tools {
-    /// Reads `tools`, `tool_choice` and `parallel_tool_calls` of OpenAI's API; `None` where nothing is offered.
-    pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
-        let list = fields.list("tools")?.unwrap_or_default();
-        let choice = fields.value("tool_choice").map(ToolChoice::read).transpose()?;
-        let is_single = fields.flag("parallel_tool_calls")? == Some(false);
-        Tools::offered(app, list, choice, is_single)
-    }
+/// Reads `tools`, `tool_choice` and `parallel_tool_calls` of OpenAI's API; `None` where nothing is offered.
+pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
+    let list = fields.list("tools")?.unwrap_or_default();
+    let choice = fields.value("tool_choice").map(read_choice).transpose()?;
+    let is_single = fields.flag("parallel_tool_calls")? == Some(false);
+    offered(app, list, choice, is_single)
+}
 
-    /// Checks what is offered. Without tools, nothing may be demanded.
-    pub(super) fn offered(app: &App, list: Vec<Value>, choice: Option<ToolChoice>, is_single: bool) -> Result<Option<Tools>, ApiError> {
-        let choice = choice.unwrap_or(ToolChoice::Auto);
-        if list.len() > MAX_TOOLS {
-            return Err(ApiError::field("tools", format!("may be {MAX_TOOLS} at most")));
+/// Checks what is offered. Without tools, nothing may be demanded.
+pub(super) fn offered(app: &App, list: Vec<Value>, choice: Option<ToolChoice>, is_single: bool) -> Result<Option<Tools>, ApiError> {
+    let choice = choice.unwrap_or(ToolChoice::Auto);
+    if list.len() > MAX_TOOLS {
+        return Err(ApiError::field("tools", format!("may be {MAX_TOOLS} at most")));
+    }
+    let list =
+        list.into_iter().enumerate().map(|(index, tool)| checked(tool, &format!("tools[{index}]"))).collect::<Result<Vec<_>, _>>()?;
+    match &choice {
+        ToolChoice::Never => return Ok(None),
+        ToolChoice::Auto if list.is_empty() => return Ok(None),
+        ToolChoice::Required if list.is_empty() => {
+            return Err(ApiError::field("tool_choice", "asks for a call, and there are no tools"));
         }
-        let list =
-            list.into_iter().enumerate().map(|(index, tool)| checked(tool, &format!("tools[{index}]"))).collect::<Result<Vec<_>, _>>()?;
-        match &choice {
-            ToolChoice::Never => return Ok(None),
-            ToolChoice::Auto if list.is_empty() => return Ok(None),
-            ToolChoice::Required if list.is_empty() => {
-                return Err(ApiError::field("tool_choice", "asks for a call, and there are no tools"));
-            }
-            ToolChoice::Named(name) if !list.iter().any(|tool| tool["function"]["name"] == *name) => {
-                return Err(ApiError::field("tool_choice", "names a tool that is not among `tools`"));
-            }
-            _ => {}
+        ToolChoice::Named(name) if !list.iter().any(|tool| tool["function"]["name"] == *name) => {
+            return Err(ApiError::field("tool_choice", "names a tool that is not among `tools`"));
         }
-        Ok(Some(Tools { format: format_of(app)?, list, choice, is_single }))
+        _ => {}
     }
-
-    /// Whether there must be a call.
-    pub(super) fn is_demanded(&self) -> bool {
-        matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
-    }
-
-    /// The tools that may be called.
-    pub(super) fn allowed(&self) -> impl Iterator<Item = &Map<String, Value>> {
-        let is_allowed = |name: &Value| if let ToolChoice::Named(only) = &self.choice { name == only } else { true };
-        self.list.iter().filter_map(|tool| tool["function"].as_object()).filter(move |function| is_allowed(&function["name"]))
-    }
+    Ok(Some(Tools { format: format_of(app)?, list, choice, is_single }))
 }
 
 /// How the model writes calls.
@@ -176,36 +126,4 @@ pub(super) fn read_calls(calls: Vec<Value>, path: &str) -> Result<Vec<Value>, Ap
         Ok(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))
     };
     calls.into_iter().enumerate().map(call).collect()
-}
-
-/// A conversation for a template that knows no tools: what it does not write, messages say.
-pub(super) fn written_out(messages: &[ChatMessage], tools: &Tools) -> Vec<ChatMessage> {
-    let list: String = tools.list.iter().map(|tool| format!("{}\n", tool["function"])).collect();
-    let ToolFormat { begin, lead, end, .. } = tools.format;
-    let end = end.unwrap_or_default();
-    let told = format!(
-        "You can call these functions:\n{list}To call one, answer with this and nothing else, with the function's name and an object of \
-         arguments:\n{begin}{lead}{{\"name\": \"...\", \"arguments\": {{}}}}{lead}{end}\nThe results come in the next message. Call none \
-         where you can answer without."
-    );
-    let mut written: Vec<ChatMessage> = Vec::with_capacity(messages.len() + 1);
-    let mut rest = messages;
-    match messages.split_first() {
-        Some((system, others)) if system.role() == "system" => {
-            written.push(ChatMessage::new("system", format!("{}\n\n{told}", system.text())));
-            rest = others;
-        }
-        _ => written.push(ChatMessage::new("system", told)),
-    }
-    let plain = |message: &ChatMessage| {
-        let calls = message.fields().get("tool_calls").and_then(Value::as_array);
-        let calls = calls.into_iter().flatten().map(|call| format!("{begin}{lead}{}{lead}{end}", call["function"]));
-        match message.role() {
-            "tool" => ChatMessage::new("user", format!("<tool_response>\n{}\n</tool_response>", message.text())),
-            "assistant" => ChatMessage::new("assistant", [message.text().into_owned()].into_iter().chain(calls).collect::<String>()),
-            _ => message.clone(),
-        }
-    };
-    written.extend(rest.iter().map(plain));
-    written
 }

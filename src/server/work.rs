@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::app::App;
-use super::call_grammar::CallGrammar;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::grammar::Grammar;
-use super::tools::Tools;
+use super::grammar::{Grammar, fault_of};
 use crate::session::GenerateOptions;
-use crate::text::{SamplingFlags, SamplingSettings, StopStrings, fresh_seed};
+use crate::text::{CallGrammar, SamplingFlags, SamplingSettings, StopStrings, Tools, fresh_seed};
 
 /// Answers to make.
 pub(super) struct Work {
@@ -92,7 +90,9 @@ impl How {
             if self.grammar.is_some() {
                 return Err(ApiError::unsupported("tools", "cannot be combined with a form of the answer"));
             }
-            self.grammar = CallGrammar::new(app, tools)?.map(|calls| Grammar::Calls(Box::new(calls)));
+            self.grammar = CallGrammar::new(&app.forms, app.engine.tokenizer(), tools)
+                .map_err(|(field, error)| fault_of(field)(error))?
+                .map(|calls| Grammar::Calls(Box::new(calls)));
         }
         self.tools = tools;
         Ok(())

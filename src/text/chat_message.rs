@@ -94,6 +94,12 @@ pub struct TemplateInput {
     pub variables: Map<String, Value>,
 }
 
+/// What chat templates know of thinking: `enable_thinking` with most, `thinking` with DeepSeek and Granite, `reasoning_effort` with gpt-oss.
+pub fn thinking_variables(is_on: bool, effort: Option<&str>) -> Map<String, Value> {
+    let switches = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), Value::from(is_on)));
+    switches.into_iter().chain(effort.map(|effort| ("reasoning_effort".to_owned(), effort.into()))).collect()
+}
+
 impl TemplateInput {
     /// The same with every text as `change` makes it.
     pub(crate) fn map_texts(&self, change: &impl Fn(&str) -> String) -> TemplateInput {

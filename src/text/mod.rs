@@ -8,6 +8,8 @@ mod dense;
 mod detokenizer;
 mod embedding;
 mod files;
+#[cfg(feature = "forms")]
+pub(crate) mod forms;
 mod gbnf;
 mod gguf_repairs;
 mod gguf_vocabulary;
@@ -37,13 +39,15 @@ mod tokenizer_json_checks;
 mod tools;
 mod word_piece;
 
-pub use chat_message::{ChatMessage, TemplateInput};
+pub use chat_message::{ChatMessage, TemplateInput, thinking_variables};
 pub use chat_template::{ChatTemplate, GenerationPrompt};
 pub use constraint::Constraint;
 pub use defaults::ModelDefaults;
 pub use dense::Dense;
 pub use detokenizer::Detokenizer;
 pub use embedding::{EmbeddingSettings, Pooling};
+#[cfg(feature = "forms")]
+pub use forms::{AnswerForm, FormError, FormVocabulary};
 pub use gbnf::{Gbnf, GbnfError, MAX_GRAMMAR_BYTES, TokenBytes};
 pub use logprobs::TokenLogprobs;
 pub use reasoning::{ReasoningFormat, ReasoningSplitter, Segment};
@@ -54,4 +58,6 @@ pub use stop::{StopOutcome, StopStrings};
 pub(crate) use template_time::strftime;
 pub use to_gguf::text_keys;
 pub use tokenizer::{Special, Tokenizer, Written};
-pub use tools::{CallBody, CallPiece, Said, ToolCall, ToolFormat, ToolSplitter};
+#[cfg(feature = "forms")]
+pub use tools::CallGrammar;
+pub use tools::{CallBody, CallPiece, Said, ToolCall, ToolChoice, ToolFormat, ToolSplitter, Tools, new_call_id};

@@ -28,6 +28,12 @@ export function duration(secs) {
   return secs >= 0.01 ? `${(secs * 1000).toFixed(0)} ms` : `${(secs * 1000).toFixed(2)} ms`;
 }
 
+/** Time that is left, as people say it: `45 s`, `3 min`, `2.5 h`. */
+export function timeLeft(secs) {
+  if (secs < 90) return `${Math.ceil(secs)} s`;
+  return secs < 5400 ? `${Math.round(secs / 60)} min` : `${(secs / 3600).toFixed(1)} h`;
+}
+
 /** `43 %`. */
 export function percent(share) {
   return `${(share * 100).toFixed(0)} %`;

@@ -1,7 +1,7 @@
 // Loading with progress and cancel, what the chosen model comes to, and the browser's storage.
 
 import { byId, element, showError } from './elements.js';
-import { bytes, duration, percent, size } from './format.js';
+import { bytes, duration, percent, size, timeLeft } from './format.js';
 import { groupsOf } from './hub-memory.js';
 import { fitInWords, memoryInWords } from './summary.js';
 import { executorsOf } from './tier-map.js';
@@ -191,7 +191,7 @@ export class RunView {
     if (total) byId('bar').value = done / total;
     else byId('bar').removeAttribute('value');
     const rate = done / ((performance.now() - begin) / 1000);
-    const left = total && rate > 0 ? `, ${duration((total - done) / rate)} left` : '';
+    const left = total && rate > 0 ? `, ${timeLeft((total - done) / rate)} left` : '';
     byId('progress-text').textContent = `${verb}: ${bytes(done)}${total ? ` of ${bytes(total)} (${percent(done / total)})` : ''}${stage === 'download' ? left : ''}`;
   }
 

@@ -2,7 +2,7 @@
 
 import { byId, element, saveAs, shape, showError } from './elements.js';
 import { recordsOf } from './examples.js';
-import { bytes, duration, tokensPerSec } from './format.js';
+import { bytes, timeLeft, tokensPerSec } from './format.js';
 import { keep, storage } from './keep.js';
 
 /** The name under which the browser keeps the examples. */
@@ -88,7 +88,7 @@ export class TeachView {
   #step({ step, loss, n_tokens, secs }) {
     if (loss !== null) this.#losses.push([step, loss]);
     const { n_steps } = this.#begin;
-    const left = duration((n_steps - step) * secs);
+    const left = timeLeft((n_steps - step) * secs);
     const told = loss === null ? 'loss without a number, left out' : `loss ${loss.toFixed(3)}`;
     this.#say(`Step ${step} of ${n_steps}: ${told}, ${tokensPerSec(n_tokens / secs)}${step < n_steps ? `, about ${left} left` : ''}.`);
     this.#draw();

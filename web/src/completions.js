@@ -9,8 +9,19 @@ const CHAT = {
   object: 'chat.completion',
   chunk: 'chat.completion.chunk',
   requestOf,
-  choiceOf: ({ text, reasoning }) => ({ message: { role: 'assistant', content: text, ...(reasoning ? { reasoning_content: reasoning } : {}) } }),
-  deltasOf: ({ text, reasoning }) => [...(reasoning ? [{ delta: { reasoning_content: reasoning } }] : []), ...(text ? [{ delta: { content: text } }] : [])],
+  choiceOf: ({ text, reasoning, calls = [] }) => ({
+    message: {
+      role: 'assistant',
+      content: calls.length > 0 && text === '' ? null : text,
+      ...(reasoning ? { reasoning_content: reasoning } : {}),
+      ...(calls.length > 0 ? { tool_calls: calls } : {}),
+    },
+  }),
+  deltasOf: ({ text, reasoning, calls = [] }, nCalls) => [
+    ...(reasoning ? [{ delta: { reasoning_content: reasoning } }] : []),
+    ...(text ? [{ delta: { content: text } }] : []),
+    ...calls.map((call, index) => ({ delta: { tool_calls: [{ index: nCalls + index, ...call }] } })),
+  ],
   first: [{ delta: { role: 'assistant', content: '' } }],
   last: { delta: {} },
   logprobsOf: (tokens) => ({ content: tokens }),
@@ -94,9 +105,12 @@ export class Completions {
       const stop = new AbortController();
       const queue = new Queue();
       const tell = telling(onProgress, request.max_tokens ?? null);
+      let nCalls = 0;
       const onEvent = (event) => {
         tell(event);
-        for (const [n, delta] of deltasOf(event).entries()) queue.push(chunk(delta, null, n === 0 ? event.logprobs : null));
+        const deltas = deltasOf(event, nCalls);
+        nCalls += event.calls?.length ?? 0;
+        for (const [n, delta] of deltas.entries()) queue.push(chunk(delta, null, n === 0 ? event.logprobs : null));
       };
       const generated = this.#generate(request, { signal: anySignal(signal, stop.signal), onEvent }).catch(throwWithUsage);
       generated.then(
@@ -139,7 +153,8 @@ function randomName() {
 }
 
 function finishOf(result) {
-  return result.finish_reason === 'length' ? 'length' : 'stop';
+  if (result.finish_reason === 'length') return 'length';
+  return result.calls?.length > 0 ? 'tool_calls' : 'stop';
 }
 
 /** OpenAI's counts, and beside them what the engine measured and which tokens it chose. The prompt of several answers counts once. */

@@ -260,12 +260,36 @@ export interface TextPart {
 
 export interface ChatMessage {
   /** Any other text is refused when it is asked. */
-  role: 'system' | 'developer' | 'user' | 'assistant' | (string & {});
-  /** Parts become one text. */
-  content: string | TextPart[];
+  role: 'system' | 'developer' | 'user' | 'assistant' | 'tool' | (string & {});
+  /** Parts become one text. Of an assistant that only calls there is none. */
+  content?: string | TextPart[] | null;
+  tool_calls?: ToolCall[];
+  /** Which call a tool's message is the result of. */
+  tool_call_id?: string;
   /** What an assistant's message was preceded by; chat templates decide whether the model sees it again. */
   reasoning_content?: string;
 }
+
+/** A function that the model may call. */
+export interface Tool {
+  type: 'function';
+  function: { name: string; description?: string; parameters?: Record<string, unknown>; strict?: boolean | null };
+}
+
+export interface ToolCall {
+  id: string;
+  type: 'function';
+  /** `arguments` is a text of JSON. */
+  function: { name: string; arguments: string };
+}
+
+export type ToolChoice = 'auto' | 'none' | 'required' | { type: 'function'; function: { name: string } };
+
+export type ResponseFormat =
+  | { type: 'text' }
+  | { type: 'json_object'; schema?: Record<string, unknown> }
+  | { type: 'json_schema'; json_schema: { name?: string; strict?: boolean | null; schema: Record<string, unknown> } }
+  | { type: 'grammar'; grammar: string };
 
 /** What chats and texts have in common. What is not known, or not supported yet, is refused by its name, with an `InvalidArgumentError`. */
 export interface AnswerRequest extends Stoppable {
@@ -294,6 +318,12 @@ export interface AnswerRequest extends Stoppable {
   logit_bias?: Record<string, number> | null;
   seed?: number | null;
   stop?: string | string[] | null;
+  /** What the answer must be: JSON, JSON that keeps to a schema, or a text of a grammar in llama.cpp's form. */
+  response_format?: ResponseFormat | null;
+  /** A grammar in llama.cpp's form, a JSON schema or a regular expression that the whole answer keeps to; at most one of these. */
+  grammar?: string | null;
+  json_schema?: Record<string, unknown> | null;
+  regex?: string | null;
   /** Answers, made one after the other; with a seed, each has the next one. */
   n?: number | null;
 }
@@ -304,6 +334,11 @@ export interface ChatRequest extends AnswerRequest {
   raw?: boolean | null;
   /** The last message, one of the assistant's, is how the answer begins; it is gone on with. */
   continue_final_message?: boolean | null;
+  /** Functions that the model may call; where their calls are JSON, they keep to the parameters' schemas. */
+  tools?: Tool[] | null;
+  tool_choice?: ToolChoice | null;
+  /** Whether there may be several calls in an answer. */
+  parallel_tool_calls?: boolean | null;
   /** Whether to tell how likely each token was. */
   logprobs?: boolean | null;
   /** Of how many other tokens to tell the same. */
@@ -348,7 +383,7 @@ export interface ChatLogprobs {
   content: (TokenLogprob & { top_logprobs: TokenLogprob[] })[];
 }
 
-export type FinishReason = 'stop' | 'length';
+export type FinishReason = 'stop' | 'length' | 'tool_calls';
 
 export interface ChatCompletion {
   id: string;
@@ -358,7 +393,7 @@ export interface ChatCompletion {
   /** `reasoning_content` is what a model thinks before it answers. */
   choices: {
     index: number;
-    message: { role: 'assistant'; content: string; reasoning_content?: string };
+    message: { role: 'assistant'; content: string | null; reasoning_content?: string; tool_calls?: ToolCall[] };
     finish_reason: FinishReason;
     logprobs: ChatLogprobs | null;
   }[];
@@ -372,7 +407,7 @@ export interface ChatCompletionChunk {
   model: string;
   choices: {
     index: number;
-    delta: { role?: 'assistant'; content?: string; reasoning_content?: string };
+    delta: { role?: 'assistant'; content?: string; reasoning_content?: string; tool_calls?: (ToolCall & { index: number })[] };
     finish_reason: FinishReason | null;
     logprobs: ChatLogprobs | null;
   }[];

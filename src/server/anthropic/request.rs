@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
-use crate::server::messages::{self, encode, text_of_content, thinking_variables};
-use crate::server::tools::{ToolChoice, Tools};
+use crate::server::messages::{self, encode, text_of_content};
+use crate::server::tools;
 use crate::server::work::{How, Work};
 use crate::session::GenerateOptions;
-use crate::text::SamplingFlags;
+use crate::text::{SamplingFlags, ToolChoice, Tools, thinking_variables};
 
 /// Reads `/v1/messages`: the work, and whether it is streamed.
 pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiError> {
@@ -70,7 +70,7 @@ fn read_tools(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError>
         Ok(json!({ "type": "function", "function": { "name": name, "description": description, "parameters": schema } }))
     };
     let list = list.into_iter().enumerate().map(renamed).collect::<Result<Vec<Value>, ApiError>>()?;
-    let Some(choice) = fields.value("tool_choice") else { return Tools::offered(app, list, None, false) };
+    let Some(choice) = fields.value("tool_choice") else { return tools::offered(app, list, None, false) };
     let mut choice = Fields::of_value(choice, "tool_choice")?;
     let is_single = choice.flag("disable_parallel_tool_use")?.unwrap_or(false);
     let name = choice.text("name")?;
@@ -82,7 +82,7 @@ fn read_tools(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError>
         _ => return Err(ApiError::field("tool_choice.type", "must be auto, any, none, or tool with a name")),
     };
     choice.finish()?;
-    Tools::offered(app, list, Some(read), is_single)
+    tools::offered(app, list, Some(read), is_single)
 }
 
 /// A message in OpenAI's form: what was thought and what was called, in fields of their own; results of tools, in messages of their own.

@@ -7,11 +7,11 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
-use crate::server::messages::{encode, form_variables, read_messages, thinking_variables};
-use crate::server::tools::Tools;
+use crate::server::messages::{encode, form_variables, read_messages};
+use crate::server::tools;
 use crate::server::work::{How, Work, read_logprobs};
 use crate::session::GenerateOptions;
-use crate::text::{ChatMessage, SamplingFlags, Written};
+use crate::text::{ChatMessage, SamplingFlags, Written, thinking_variables};
 
 /// A request for an answer.
 pub(super) struct Asked {
@@ -27,7 +27,7 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let list = fields.list("messages")?.unwrap_or_default();
     let messages = list.into_iter().map(renamed).collect::<Result<Vec<Value>, ApiError>>()?;
     let messages = if messages.is_empty() { Vec::new() } else { read_messages(app, messages)? };
-    let tools = Tools::offered(app, fields.list("tools")?.unwrap_or_default(), None, false)?;
+    let tools = tools::offered(app, fields.list("tools")?.unwrap_or_default(), None, false)?;
     let mut asked = read_rest(app, fields, |app, variables| match messages.as_slice() {
         [] => Ok(None),
         messages => encode(app, messages, variables, tools.as_ref()).map(Some),

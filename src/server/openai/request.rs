@@ -8,9 +8,9 @@ use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
 use crate::server::messages::{self, effort_variables, encode, read_messages};
-use crate::server::tools::Tools;
+use crate::server::tools;
 use crate::server::work::{How, MAX_ANSWERS, Work, checked_logprobs, read_logprobs, read_prompts};
-use crate::text::Written;
+use crate::text::{Tools, Written};
 
 /// A request for answers.
 pub(super) struct Asked {
@@ -39,7 +39,7 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let messages = read_messages(app, list)?;
     let variables = template_variables(fields)?;
     let grammar = read_form(app, fields)?;
-    let tools = Tools::read(app, fields)?;
+    let tools = tools::read(app, fields)?;
     for name in ["functions", "web_search_options", "audio"] {
         fields.only(name, is_nothing, "is not supported")?;
     }

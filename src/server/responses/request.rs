@@ -7,10 +7,10 @@ use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
 use crate::server::messages::{effort_variables, encode, form_variables, read_messages};
-use crate::server::tools::{ToolChoice, Tools};
+use crate::server::tools;
 use crate::server::work::{How, Work, sampling_flags};
 use crate::session::GenerateOptions;
-use crate::text::SamplingSettings;
+use crate::text::{SamplingSettings, Tools};
 
 /// A request for an answer.
 pub(super) struct Asked {
@@ -165,9 +165,9 @@ fn read_tools(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError>
         Some(Value::Object(named)) => Some(json!({ "type": named.get("type"), "function": { "name": named.get("name") } })),
         choice => choice,
     };
-    let choice = choice.map(ToolChoice::read).transpose()?;
+    let choice = choice.map(tools::read_choice).transpose()?;
     let is_single = fields.flag("parallel_tool_calls")? == Some(false);
-    Tools::offered(app, list.collect(), choice, is_single)
+    tools::offered(app, list.collect(), choice, is_single)
 }
 
 /// The form that `text.format` asks for.

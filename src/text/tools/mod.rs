@@ -1,5 +1,8 @@
 //! Calls of tools, told apart from the answer in what a model writes. Knows how models write them, and calls nothing.
 
+#[cfg(feature = "forms")]
+mod call_grammar;
+mod offered;
 mod parse;
 mod pieces;
 mod splitter;
@@ -7,6 +10,10 @@ mod splitter;
 use serde_json::{Map, Value};
 
 use super::chat_template::ChatTemplate;
+use super::sampling::fresh_seed;
+#[cfg(feature = "forms")]
+pub use call_grammar::CallGrammar;
+pub use offered::{ToolChoice, Tools};
 pub use pieces::CallPiece;
 pub use splitter::{Said, ToolSplitter};
 
@@ -17,6 +24,11 @@ pub struct ToolCall {
     pub name: String,
     /// What it is called with.
     pub arguments: Map<String, Value>,
+}
+
+/// An id for a call: nine letters and digits, as Mistral's templates want them.
+pub fn new_call_id() -> String {
+    format!("{:08x}{:x}", fresh_seed(), fresh_seed() % 16)
 }
 
 /// How a model writes calls.

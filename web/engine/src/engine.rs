@@ -1,6 +1,6 @@
 //! A loaded model: it answers, and keeps a trace of what happened when.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tierflow::engine::MemoryUse;
 use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{ExpertStatistics, Span, Trace};
-use tierflow::text::{ReasoningSplitter, Segment, fresh_seed};
+use tierflow::text::{self, FormVocabulary, ReasoningSplitter, Segment, ToolCall, ToolSplitter, fresh_seed, new_call_id};
 use tierflow::{Error, Generated, Sampler};
 use wasm_bindgen::prelude::*;
 
@@ -33,6 +33,8 @@ pub struct Engine {
     experts: RefCell<Value>,
     pace: Cell<Pace>,
     cancelled: Arc<AtomicBool>,
+    /// The vocabulary as forms of answers read it.
+    forms: OnceCell<FormVocabulary>,
 }
 
 impl Engine {
@@ -49,6 +51,7 @@ impl Engine {
             experts: RefCell::new(experts_of(&engine)),
             pace: Cell::new(Pace::new(&engine.prepared().forecast)),
             cancelled: Arc::default(),
+            forms: OnceCell::new(),
             engine: RefCell::new(Some(engine)),
         }
     }
@@ -114,7 +117,7 @@ impl Engine {
     ) -> Result<Value, Error> {
         let sampling = request.sampling(engine)?;
         let seed = request.seed.unwrap_or_else(fresh_seed);
-        let Asked { prompt, splitter } = request.asked(engine)?;
+        let Asked { prompt, splitter, calls, constraint } = request.asked(&self.forms, engine)?;
         let trace = &self.trace;
         trace.clear();
         let mut session = engine.resume(self.cached.take());
@@ -124,13 +127,18 @@ impl Engine {
         let read = prompt::read(&mut session, &prompt, &mut pace, trace, on_part).await;
         self.pace.set(pace);
         let prompt::Read { n_known, is_whole } = read?;
-        let (mut said, mut tokens, mut first_secs, mut finish) = (Said::new(splitter), Vec::new(), None, None);
+        let (mut said, mut tokens, mut first_secs, mut finish) = (Said::new(splitter, calls), Vec::new(), None, None);
         let mut prompt_secs = trace.now() - begin;
         let mut n_read = session.tokens().len();
         if is_whole {
             let (max_tokens, stop, n_logprobs) = (request.max_tokens, request.stop, request.logprobs);
             let options = GenerateOptions { max_tokens, stop, n_logprobs, ..GenerateOptions::default() };
-            let mut generation = session.generate(&prompt, Sampler::new(sampling, seed), options).await?;
+            let sampler = Sampler::new(sampling, seed);
+            let sampler = match constraint {
+                Some(constraint) => sampler.constrained(constraint),
+                None => sampler,
+            };
+            let mut generation = session.generate(&prompt, sampler, options).await?;
             (prompt_secs, n_read) = (trace.now() - begin, prompt.len());
             while let Some(step) = generation.next().await? {
                 first_secs.get_or_insert_with(|| trace.now() - begin);
@@ -153,6 +161,7 @@ impl Engine {
         Ok(json!({
             "text": said.text,
             "reasoning": said.reasoning,
+            "calls": said.made,
             "tokens": tokens,
             "finish_reason": finish_reason(finish),
             "n_prompt": n_read - n_known,
@@ -182,22 +191,26 @@ fn experts_of(engine: &tierflow::Engine) -> Value {
         .collect()
 }
 
-/// What was said so far: reasoning and answer apart.
+/// What was said so far: reasoning, answer and calls apart.
 struct Said {
     splitter: ReasoningSplitter,
+    calls: Option<ToolSplitter>,
     text: String,
     reasoning: String,
+    /// Calls, in OpenAI's form.
+    made: Vec<Value>,
 }
 
 impl Said {
-    fn new(splitter: ReasoningSplitter) -> Said {
-        Said { splitter, text: String::new(), reasoning: String::new() }
+    fn new(splitter: ReasoningSplitter, calls: Option<ToolSplitter>) -> Said {
+        Said { splitter, calls, text: String::new(), reasoning: String::new(), made: Vec::new() }
     }
 
     /// Takes a step, and describes it.
     fn step(&mut self, engine: &tierflow::Engine, step: &Generated) -> Value {
-        let segments = self.splitter.push_token(step.token, &step.text);
-        let mut told = self.take(segments);
+        let mark = self.calls.as_ref().map_or("", |calls| calls.mark(step.token));
+        let segments = self.splitter.push_token(step.token, &format!("{}{mark}", step.text));
+        let mut told = self.take(segments, false);
         told["token"] = step.token.into();
         if let (Some(logprobs), Some(tokenizer)) = (&step.logprobs, engine.text().tokenizer()) {
             let likely = |id: u32, logprob: f32| json!({"token": tokenizer.piece(id), "logprob": logprob, "bytes": null});
@@ -211,21 +224,39 @@ impl Said {
     /// Takes what was held back in case that a mark followed; null where there is nothing.
     fn finish(&mut self) -> Value {
         let segments = std::mem::replace(&mut self.splitter, ReasoningSplitter::new(None)).finish();
-        if segments.is_empty() { Value::Null } else { self.take(segments) }
+        if segments.is_empty() && self.calls.is_none() { Value::Null } else { self.take(segments, true) }
     }
 
-    fn take(&mut self, segments: Vec<Segment>) -> Value {
-        let (mut text, mut reasoning) = (String::new(), String::new());
+    fn take(&mut self, segments: Vec<Segment>, is_last: bool) -> Value {
+        let (mut text, mut reasoning, mut parts) = (String::new(), String::new(), Vec::new());
         for segment in segments {
-            match segment {
-                Segment::Answer(part) => text.push_str(&part),
-                Segment::Reasoning(part) => reasoning.push_str(&part),
+            match (segment, &mut self.calls) {
+                (Segment::Reasoning(part), _) => reasoning.push_str(&part),
+                (Segment::Answer(part), None) => text.push_str(&part),
+                (Segment::Answer(part), Some(calls)) => parts.extend(calls.push(&part)),
+            }
+        }
+        if is_last {
+            parts.extend(self.calls.take().into_iter().flat_map(ToolSplitter::finish));
+        }
+        let n_before = self.made.len();
+        for part in parts {
+            match part {
+                text::Said::Text(part) => text.push_str(&part),
+                text::Said::Call(call) | text::Said::Told(call) => self.made.push(in_openais_form(&call)),
+                // Calls are told whole.
+                text::Said::Piece(_) => {}
             }
         }
         self.text.push_str(&text);
         self.reasoning.push_str(&reasoning);
-        json!({"text": text, "reasoning": reasoning})
+        json!({"text": text, "reasoning": reasoning, "calls": self.made[n_before..]})
     }
+}
+
+fn in_openais_form(call: &ToolCall) -> Value {
+    let arguments = Value::Object(call.arguments.clone()).to_string();
+    json!({"id": new_call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments}})
 }
 
 fn finish_reason(finish: Option<FinishReason>) -> &'static str {

@@ -4,6 +4,7 @@
 mod engine;
 mod error;
 mod fields;
+mod held;
 mod model;
 mod options;
 mod prompt;

@@ -1,14 +1,19 @@
 //! What is asked of a loaded model, and the prompt that it becomes.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-use tierflow::text::{ReasoningFormat, ReasoningSplitter, SamplingFlags, Special, Tokenizer};
+use serde_json::{Map, Value};
+use tierflow::text::{
+    Constraint, FormVocabulary, ReasoningFormat, ReasoningSplitter, SamplingFlags, Special, TemplateInput, Tokenizer, ToolSplitter, Tools,
+    Written, thinking_variables,
+};
 use tierflow::{ChatMessage, Engine, Error, SamplingSettings};
 
 use crate::error::invalid;
 use crate::fields::Fields;
+use crate::held::{FormWish, ToolWish, constraint_of};
 
 /// A mark that begins reasoning, with the white space behind it, has at most so many tokens.
 const MARK_TOKENS: usize = 12;
@@ -30,12 +35,17 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Tells how likely each token was, and so many others.
     pub logprobs: Option<usize>,
+    form: Option<FormWish>,
+    tools: ToolWish,
 }
 
-/// A prompt, and what tells reasoning from answer in what follows it.
+/// A prompt, and what tells reasoning, answer and calls apart in what follows it.
 pub struct Asked {
     pub prompt: Vec<u32>,
     pub splitter: ReasoningSplitter,
+    pub calls: Option<ToolSplitter>,
+    /// The rules that the answer is held to.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 impl Request {
@@ -64,6 +74,8 @@ impl Request {
             seed: fields.take("seed", count)?,
             stop: fields.take("stop", "a list of texts")?.unwrap_or_default(),
             logprobs: fields.take("logprobs", count)?,
+            form: FormWish::take(&mut fields)?,
+            tools: ToolWish::take(&mut fields)?,
         };
         fields.finish()?;
         // What the page makes of parts is one text.
@@ -79,8 +91,26 @@ impl Request {
         SamplingSettings::merged(engine.defaults(), &self.flags)
     }
 
-    /// The tokens of what is asked: through the chat template, or as it is with `raw` or where the model has no template.
-    pub fn asked(&self, engine: &Engine) -> Result<Asked, Error> {
+    /// What is asked: through the chat template, or as it is with `raw` or where the model has no template. `forms` is made of the engine's
+    /// vocabulary once one is needed.
+    pub fn asked(&self, forms: &OnceCell<FormVocabulary>, engine: &Engine) -> Result<Asked, Error> {
+        let tools = self.tools.offered(engine)?;
+        let vocabulary = || forms.get_or_init(|| FormVocabulary::new(engine.tokenizer().cloned()));
+        let constraint = match (&self.form, &tools) {
+            (None, None) => None,
+            (Some(form), None) => Some(form.constraint(vocabulary(), engine)?),
+            (None, Some(tools)) => constraint_of(tools, vocabulary(), engine)?,
+            (Some(_), Some(_)) => return Err(invalid("tools", "cannot be combined with a form of the answer")),
+        };
+        let calls = tools.as_ref().map(|tools| ToolSplitter::new(tools.format, tools.list.clone(), engine.tokenizer()));
+        // What has a form is all answer, even where the template has opened the reasoning.
+        let is_held = self.form.is_some() || tools.as_ref().is_some_and(Tools::is_demanded);
+        let (prompt, splitter) = self.prompt(engine, tools.as_ref(), is_held)?;
+        let splitter = if is_held { ReasoningSplitter::new(None) } else { splitter };
+        Ok(Asked { prompt, splitter, calls, constraint })
+    }
+
+    fn prompt(&self, engine: &Engine, tools: Option<&Tools>, is_held: bool) -> Result<(Vec<u32>, ReasoningSplitter), Error> {
         let messages = match (&self.messages, &self.prompt) {
             (Some(messages), None) => messages.clone(),
             (None, Some(prompt)) => vec![ChatMessage::new("user", prompt)],
@@ -88,18 +118,25 @@ impl Request {
         };
         if self.raw || engine.chat_template().is_none() {
             let texts: Vec<Cow<'_, str>> = messages.iter().map(ChatMessage::text).collect();
-            return Ok(Asked { prompt: engine.encode(&texts.join("\n"))?, splitter: ReasoningSplitter::new(None) });
+            return Ok((engine.encode(&texts.join("\n"))?, ReasoningSplitter::new(None)));
         }
         if self.continue_final_message {
             return continued(engine, &messages);
         }
-        let prompt = engine.encode_chat(&messages)?;
-        Ok(Asked { splitter: engine.text().reasoning_splitter(&prompt), prompt })
+        let (messages, tools) = match tools {
+            Some(tools) if !tools.format.is_in_template => (tools.written_out(&messages), None),
+            tools => (messages, tools.map(|tools| tools.list.clone())),
+        };
+        let variables = if is_held { thinking_variables(false, None) } else { Map::new() };
+        let input = TemplateInput { tools, variables, ..TemplateInput::default() };
+        let prompt = engine.encode_chat_with(&messages, &input, Written::Parsed)?;
+        let splitter = engine.text().reasoning_splitter(&prompt);
+        Ok((prompt, splitter))
     }
 }
 
 /// The conversation before its last message, and behind it what that has of the answer so far: what was thought, and what was said.
-fn continued(engine: &Engine, messages: &[ChatMessage]) -> Result<Asked, Error> {
+fn continued(engine: &Engine, messages: &[ChatMessage]) -> Result<(Vec<u32>, ReasoningSplitter), Error> {
     let refused = |reason: &str| Err(invalid("continue_final_message", reason));
     let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role() == "assistant") else {
         return refused("the last message is not one of the assistant's");
@@ -128,7 +165,7 @@ fn continued(engine: &Engine, messages: &[ChatMessage]) -> Result<Asked, Error> 
     }
     text.push_str(&said);
     prompt.extend(tokenizer.encode(&text, Special::Leave)?);
-    Ok(Asked { prompt, splitter })
+    Ok((prompt, splitter))
 }
 
 /// Whether the chat template has begun the reasoning already, at the end of `prompt`.

@@ -1,9 +1,10 @@
 // The package as a developer of pages uses it: ending answers and engines, on plain http, what is refused.
 
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { after } from 'node:test';
 
-import { answered, chooseUrl, limitAnswers, loaded, open, send, start } from '../support/browser.mjs';
+import { PROGRAM, TINY, answered, chooseUrl, limitAnswers, loaded, open, send, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 /** A name for this machine that browsers do not trust as they do `localhost`. */
@@ -127,6 +128,64 @@ test('several answers, how likely tokens are, biases, and texts to continue', as
   assert.ok(found.began > 0);
   assert.deepEqual(found.refused, ['InvalidArgumentError', 'continue_final_message']);
   assert.deepEqual(found.aborted, ['AbortError', 'AbortError']);
+});
+
+const COLOUR = { type: 'object', properties: { colour: { enum: ['red', 'green'] } }, required: ['colour'], additionalProperties: false };
+
+test('answers keep to schemas, grammars and regular expressions, and are the native program’s', async () => {
+  const forms = { json_schema: JSON.stringify(COLOUR), grammar: 'root ::= ("yes" | "no") "!"', regex: '[a-c]{3}-[0-9]' };
+  const found = await inPage(async ({ Engine }, { tiny, forms }) => {
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 256 });
+    const answer = async (body) => (await engine.chat.completions.create({ messages: [{ role: 'user', content: 'Which colour?' }], temperature: 0, max_tokens: 40, ...body })).choices[0];
+    const schema = JSON.parse(forms.json_schema);
+    const refusal = (body) => answer(body).then(() => 'answered', ({ name, option }) => `${name} ${option}`);
+    return {
+      json_schema: await answer({ response_format: { type: 'json_schema', json_schema: { name: 'c', schema } } }),
+      grammar: await answer({ grammar: forms.grammar }),
+      regex: await answer({ regex: forms.regex }),
+      refused: [await refusal({ grammar: 'root ::= (' }), await refusal({ regex: '(' }), await refusal({ json_schema: { type: 'colour' } })],
+    };
+  }, { tiny, forms });
+  for (const [name, form] of Object.entries(forms)) {
+    const words = ['run', TINY, '--device', 'cpu', '--prompt', 'Which colour?', '--temperature', '0', '--max-tokens', '40', '--json', `--${name.replace('_', '-')}`, form];
+    const { stdout, stderr } = spawnSync(PROGRAM, words, { encoding: 'utf8' });
+    assert.equal(found[name].message.content, JSON.parse(stdout || `"${stderr}"`).text, name);
+    assert.equal(found[name].finish_reason, 'stop', name);
+  }
+  assert.ok(['red', 'green'].includes(JSON.parse(found.json_schema.message.content).colour));
+  assert.match(found.grammar.message.content, /^(yes|no)!$/);
+  assert.match(found.regex.message.content, /^[a-c]{3}-[0-9]$/);
+  assert.deepEqual(found.refused, ['InvalidArgumentError grammar', 'InvalidArgumentError regex', 'InvalidArgumentError json_schema']);
+});
+
+test('tools that must be called are called, by their schemas, whole and streamed; their results go on', async () => {
+  const tools = [{ type: 'function', function: { name: 'paint', description: 'Paints', parameters: COLOUR } }];
+  const found = await inPage(async ({ Engine }, { tiny, tools }) => {
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 1024 });
+    const messages = [{ role: 'user', content: 'Paint it' }];
+    const body = { messages, tools, tool_choice: 'required', parallel_tool_calls: false, temperature: 0, max_tokens: 80 };
+    const { choices } = await engine.chat.completions.create(body);
+    const deltas = [];
+    for await (const chunk of await engine.chat.completions.create({ ...body, stream: true })) deltas.push(chunk.choices[0]);
+    const [call] = choices[0].message.tool_calls;
+    const after = await engine.chat.completions.create({ ...body, tool_choice: 'auto', max_tokens: 3, messages: [...messages, choices[0].message, { role: 'tool', tool_call_id: call.id, content: 'Done' }] });
+    const refused = await engine.chat.completions.create({ ...body, tool_choice: { type: 'function', function: { name: 'dig' } } }).catch(({ name, option }) => `${name} ${option}`);
+    return { choice: choices[0], deltas, n: after.usage.completion_tokens, refused };
+  }, { tiny, tools });
+  const { message, finish_reason } = found.choice;
+  assert.equal(finish_reason, 'tool_calls');
+  assert.equal(message.tool_calls.length, 1);
+  const [{ function: called, id }] = message.tool_calls;
+  assert.equal(called.name, 'paint');
+  assert.match(id, /^[0-9a-f]{9}$/);
+  assert.ok(['red', 'green'].includes(JSON.parse(called.arguments).colour));
+  const [streamed] = found.deltas.flatMap(({ delta }) => delta.tool_calls ?? []);
+  assert.deepEqual([streamed.index, streamed.function], [0, called]);
+  assert.equal(found.deltas.at(-1).finish_reason, 'tool_calls');
+  assert.ok(found.n > 0);
+  assert.equal(found.refused, 'InvalidArgumentError tool_choice');
 });
 
 test('an engine that is closed in the turn in which it loads leaves no worker, and can load again', async () => {

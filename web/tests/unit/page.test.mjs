@@ -5,7 +5,7 @@ import { test } from 'node:test';
 
 import { recordsOf } from '../../page/examples.js';
 import { expertsInWords, since } from '../../page/experts.js';
-import { bytes, parseBytes } from '../../page/format.js';
+import { bytes, parseBytes, timeLeft } from '../../page/format.js';
 import { gaps, lastForwards, summarise, union } from '../../page/lanes.js';
 import { axisOf, blocksOf, sizeOn } from '../../page/tier-map.js';
 import { Completions } from '../../src/completions.js';
@@ -20,6 +20,7 @@ test('sizes are read as they are written', () => {
     assert.equal(parseBytes(text), size, text);
   }
   for (const text of ['', 'much', '-1', '1 MiB 2', '1e9']) assert.equal(parseBytes(text), null, text);
+  assert.deepEqual([0.2, 89, 188.2, 9000].map(timeLeft), ['1 s', '89 s', '3 min', '2.5 h']);
   assert.equal(bytes(40 * MIB), '40.0 MiB');
   assert.equal(parseBytes(bytes(40 * MIB)), 40 * MIB);
 });
@@ -279,9 +280,53 @@ test('what the engine has is passed on; what it has not is refused by its name, 
   assert.deepEqual(seen.request, { messages });
   await create.create({ messages, logprobs: true, top_logprobs: 3 });
   assert.deepEqual(seen.request, { messages, logprobs: 3 });
-  const asked = { presence_penalty: '1', logit_bias: { five: 1 }, tools: [{}], response_format: { type: 'json_object' }, logprobs: 5, top_logprobs: 21, prompt: 'x', temprature: 1, temperature: 'hot', max_tokens: -1, seed: 1.5, stop: [3], raw: 1 };
+  const asked = { presence_penalty: '1', logit_bias: { five: 1 }, tools: [{}], response_format: { type: 'xml' }, grammar: 5, json_schema: [], logprobs: 5, top_logprobs: 21, prompt: 'x', temprature: 1, temperature: 'hot', max_tokens: -1, seed: 1.5, stop: [3], raw: 1 };
   for (const [option, value] of Object.entries(asked)) {
     await assert.rejects(create.create({ messages, [option]: value }), { name: 'InvalidArgumentError', option, message: new RegExp(`^${option}: `) });
+  }
+});
+
+test('forms of answers are OpenAI’s, and one at a time', async () => {
+  const { seen, create } = completions();
+  const schema = { type: 'object', properties: { city: { type: 'string' } } };
+  const forms = [
+    [{ type: 'json_object' }, { json_schema: { type: 'object' } }],
+    [{ type: 'json_schema', json_schema: { name: 'place', strict: true, schema } }, { json_schema: schema }],
+    [{ type: 'grammar', grammar: 'root ::= "a"' }, { grammar: 'root ::= "a"' }],
+  ];
+  for (const [response_format, asked] of forms) {
+    await create.create({ messages, response_format });
+    assert.deepEqual(seen.request, { messages, ...asked });
+  }
+  for (const response_format of [{ type: 'json_schema' }, 'json', { type: 'grammar', grammar: 7 }]) await assert.rejects(create.create({ messages, response_format }), { option: 'response_format' });
+  await assert.rejects(create.create({ messages, response_format: { type: 'json_object' }, regex: 'a' }), { option: 'response_format' });
+});
+
+test('tools, calls and results cross in OpenAI’s shape', async () => {
+  const tool = { type: 'function', function: { name: 'weather', description: 'Looks out', parameters: { type: 'object', properties: { city: { type: 'string' } } } } };
+  const call = { id: 'a1', type: 'function', function: { name: 'weather', arguments: '{"city":"Varn"}' } };
+  const result = { n_prompt: 1, n_generated: 1, prompt_secs: 0, ttft_secs: 0, decode_secs: 0, tokens: [1], finish_reason: 'stop', text: '', calls: [call] };
+  let request = null;
+  const create = new Completions(
+    async (asked, { onEvent }) => {
+      request = asked;
+      onEvent({ token: 1, text: '', reasoning: '', calls: [call] });
+      return result;
+    },
+    () => 'model',
+  );
+  const asking = [...messages, { role: 'assistant', content: null, tool_calls: [call] }, { role: 'tool', tool_call_id: 'a1', content: 'Rain' }];
+  const answer = await create.create({ messages: asking, tools: [{ type: 'function', function: { name: 'plain' } }, tool], tool_choice: 'required', parallel_tool_calls: false });
+  assert.deepEqual(request.messages.slice(1), [{ role: 'assistant', content: '', tool_calls: [{ ...call, function: { name: 'weather', arguments: { city: 'Varn' } } }] }, { role: 'tool', content: 'Rain', tool_call_id: 'a1' }]);
+  assert.deepEqual(request.tools, [{ type: 'function', function: { name: 'plain', description: '', parameters: { type: 'object', properties: {} } } }, tool]);
+  assert.deepEqual([request.tool_choice, request.parallel_tool_calls], ['required', false]);
+  assert.deepEqual(answer.choices[0], { index: 0, message: { role: 'assistant', content: null, tool_calls: [call] }, finish_reason: 'tool_calls', logprobs: null });
+  const deltas = [];
+  for await (const { choices } of await create.create({ messages, tools: [tool], stream: true })) deltas.push(choices[0]);
+  assert.deepEqual(deltas.map(({ delta }) => delta), [{ role: 'assistant', content: '' }, { tool_calls: [{ index: 0, ...call }] }, {}]);
+  assert.equal(deltas.at(-1).finish_reason, 'tool_calls');
+  for (const tools of [[{ type: 'web_search' }], [{ type: 'function', function: { name: 'no spaces' } }], [{ type: 'function', function: { name: 'f', parameters: 7 } }], 'f']) {
+    await assert.rejects(create.create({ messages, tools }), { name: 'InvalidArgumentError', option: 'tools' });
   }
 });
 
@@ -292,8 +337,9 @@ test('a content may be texts in parts; other parts and fields of messages are re
   assert.deepEqual(seen.request.messages, [{ role: 'system', content: 'Be brief' }, { role: 'user', content: 'one two' }]);
   const refused = [
     [{ role: 'user', content: [{ type: 'image_url', image_url: {} }] }, /image_url/],
-    [{ role: 'tool', content: 'x', tool_call_id: '1' }, /`tool`/],
+    [{ role: 'god', content: 'x' }, /`god`/],
     [{ role: 'assistant', content: 'x', tool_calls: [{}] }, /tool_calls/],
+    [{ role: 'user', content: 'x', tool_calls: [{ function: { name: 'f' } }] }, /tool_calls/],
     [null, /undefined/],
   ];
   for (const [message, words] of refused) await assert.rejects(create.create({ messages: [message] }), { name: 'InvalidArgumentError', message: words });

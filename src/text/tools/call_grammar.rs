@@ -8,16 +8,13 @@ use llguidance::Matcher;
 use llguidance::toktrie::TokEnv;
 use serde_json::{Map, Value, json};
 
-use super::app::App;
-use super::error::ApiError;
-use super::forms::{copied, failed, keep_allowed, locked};
-use super::grammar::fault_of;
-use super::tools::Tools;
+use super::{CallBody, Tools};
 use crate::error::Result;
-use crate::text::{CallBody, Candidate, Constraint, Special, Tokenizer};
+use crate::text::forms::{FormError, FormVocabulary, copied, failed, keep_allowed, locked};
+use crate::text::{Candidate, Constraint, Special, Tokenizer};
 
 /// What calls must be in all answers of a request.
-pub(super) struct CallGrammar {
+pub struct CallGrammar {
     /// Of the calls behind one mark, at their beginning.
     body: Mutex<Matcher>,
     environment: TokEnv,
@@ -55,30 +52,35 @@ impl CallGrammar {
     /// The rules for calls of `tools`; `None` where the model writes calls in a form that has none.
     ///
     /// # Errors
-    /// Where a call is demanded of such a model, or the vocabulary has no grammars.
-    pub(super) fn new(app: &App, tools: &Tools) -> std::result::Result<Option<CallGrammar>, ApiError> {
+    /// The field of a request and what is wrong with it, where a call is demanded of such a model, or the vocabulary has no grammars.
+    pub fn new(
+        forms: &FormVocabulary,
+        tokenizer: Option<&Tokenizer>,
+        tools: &Tools,
+    ) -> std::result::Result<Option<CallGrammar>, (&'static str, FormError)> {
         let (format, is_demanded) = (&tools.format, tools.is_demanded());
         let has_rules = matches!(format.body, CallBody::Object | CallBody::List | CallBody::Named);
         // Where no mark begins calls, an answer that begins like one may be another answer.
         if !has_rules || (format.begin.is_empty() && !is_demanded) {
-            return match is_demanded {
-                true => Err(ApiError::unsupported("tool_choice", "can be auto or none with the form in which this model writes calls")),
-                false => Ok(None),
-            };
+            let reason = "can be auto or none with the form in which this model writes calls";
+            return if is_demanded { Err(("tool_choice", FormError::Unsupported(reason.to_owned()))) } else { Ok(None) };
         }
-        let unsupported = |reason: String| ApiError::unsupported("tools", format!("cannot be kept to: {reason}"));
-        let tokenizer = app.engine.tokenizer().ok_or_else(|| unsupported("the model has no tokenizer".to_owned()))?;
+        let unsupported = |reason: String| ("tools", FormError::Unsupported(format!("cannot be kept to: {reason}")));
+        let tokenizer = tokenizer.ok_or_else(|| unsupported("the model has no tokenizer".to_owned()))?;
         let is_list = format.body != CallBody::Object;
         let schema = |with_parameters| schema_of(tools, format.keys(), is_list, with_parameters);
         // A schema that the grammar cannot follow is left to the model.
-        let matcher = |with_parameters| app.forms.matcher_of_schema(schema(with_parameters));
-        let body = matcher(true).or_else(|_| matcher(false)).map_err(fault_of("tools"))?;
+        let matcher = |with_parameters| forms.matcher_of_schema(schema(with_parameters));
+        let body = matcher(true).or_else(|_| matcher(false)).map_err(|error| ("tools", error))?;
         let opening_text = format!("{}{}", format.begin, format.lead);
-        let tokens = |text: &str| tokenizer.encode(text, Special::Leave).map(VecDeque::from);
+        let tokens = |text: &str| {
+            let tokens = tokenizer.encode(text, Special::Leave).map_err(|error| unsupported(error.to_string()))?;
+            Ok::<_, (&'static str, FormError)>(VecDeque::from(tokens))
+        };
         let closing = || {
             let mut tokens = tokens(&format!("{}{}", format.lead, format.end.unwrap_or_default()))?;
             tokens.extend(tokenizer.eos_tokens().first());
-            Ok::<_, ApiError>(tokens)
+            Ok(tokens)
         };
         Ok(Some(CallGrammar {
             environment: body.tok_env().map_err(|error| unsupported(error.to_string()))?,
@@ -91,7 +93,7 @@ impl CallGrammar {
     }
 
     /// The rules for an answer.
-    pub(super) fn constraint(&self) -> Box<dyn Constraint> {
+    pub fn constraint(&self) -> Box<dyn Constraint> {
         let state = match &self.opening {
             Some(tokens) if tokens.is_empty() => State::Inside(Box::new(copied(&self.body))),
             Some(tokens) => State::Opening(tokens.clone()),

@@ -9,8 +9,8 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
+use super::{Candidate, Constraint, Gbnf, TokenBytes, Tokenizer};
 use crate::error::{Error, Result};
-use crate::text::{Candidate, Constraint, Gbnf, TokenBytes, Tokenizer};
 
 /// The vocabulary of a model as forms read it; made when the first one is asked for.
 pub struct FormVocabulary {
@@ -96,7 +96,7 @@ impl FormVocabulary {
         self.tokenizer.as_ref().ok_or_else(|| FormError::Unsupported("the model has no tokenizer".to_owned()))
     }
 
-    pub(super) fn matcher_of_schema(&self, schema: Value) -> std::result::Result<Matcher, FormError> {
+    pub(crate) fn matcher_of_schema(&self, schema: Value) -> std::result::Result<Matcher, FormError> {
         let Value::Object(mut schema) = schema else { return Err(FormError::Wrong("must be an object".to_owned())) };
         let mut style = json!({ "whitespace_flexible": false });
         STYLE.iter().for_each(|(name, value)| style[name] = (*value).into());
@@ -173,16 +173,16 @@ impl AnswerForm {
 }
 
 /// A matcher in the state of another one.
-pub(super) fn copied(matcher: &Mutex<Matcher>) -> Mutex<Matcher> {
+pub(crate) fn copied(matcher: &Mutex<Matcher>) -> Mutex<Matcher> {
     Mutex::new(locked(matcher).deep_clone())
 }
 
-pub(super) fn locked(matcher: &Mutex<Matcher>) -> MutexGuard<'_, Matcher> {
+pub(crate) fn locked(matcher: &Mutex<Matcher>) -> MutexGuard<'_, Matcher> {
     matcher.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes away what may not come next.
-pub(super) fn keep_allowed(matcher: &Mutex<Matcher>, candidates: &mut Vec<Candidate>) -> Result<()> {
+pub(crate) fn keep_allowed(matcher: &Mutex<Matcher>, candidates: &mut Vec<Candidate>) -> Result<()> {
     let allowed = locked(matcher).compute_mask_or_eos().map_err(failed)?;
     candidates.retain(|candidate| allowed.is_allowed(candidate.token));
     Ok(())
@@ -208,7 +208,7 @@ impl Constraint for Matched {
     }
 }
 
-pub(super) fn failed(error: impl fmt::Display) -> Error {
+pub(crate) fn failed(error: impl fmt::Display) -> Error {
     let reason: String = error.to_string().chars().take(MAX_REASON_CHARS).collect();
     Error::InvalidArgument { option: "the answer's form".into(), reason: format!("cannot be kept: {reason}") }
 }
