@@ -27,6 +27,8 @@ export interface PlanOptions {
   slots?: number;
   /** Tokens of a prompt that go into one forward, at most. */
   ubatch_size?: number;
+  /** Whether texts become vectors, in place of answers: for `embeddings.create`. */
+  embeddings?: boolean;
   /** Whether experts that do not fit pass through a cache; `auto`, by default, where that is predicted to be the fastest. */
   expert_cache?: 'auto' | 'on' | 'off';
   /** Who computes with experts that are not in the cache: both in shares that end together (`auto`), the adapter, or the host. */
@@ -454,6 +456,25 @@ export interface TextCompletions {
   create(body: TextRequest, options?: AnswerOptions): Promise<TextCompletion | TextCompletionStream>;
 }
 
+export interface EmbeddingRequest extends Stoppable {
+  input: string | string[];
+  model?: string;
+  /** So many first values of each, scaled to the length 1 again. */
+  dimensions?: number | null;
+  encoding_format?: 'float';
+}
+
+export interface EmbeddingList {
+  object: 'list';
+  data: { object: 'embedding'; index: number; embedding: number[] }[];
+  model: string;
+  usage: { prompt_tokens: number; total_tokens: number };
+}
+
+export interface Embeddings {
+  create(body: EmbeddingRequest, options?: Stoppable & { onProgress?: (progress: { done: number; total: number }) => void }): Promise<EmbeddingList>;
+}
+
 /** A model as a repository of the hub has it. */
 export interface HubModel {
   /** Such as `Q4_K_M`; `safetensors` where there is no GGUF. */
@@ -492,6 +513,8 @@ export class Engine {
   readonly chat: { readonly completions: Completions };
   /** Continues texts as they are. */
   readonly completions: TextCompletions;
+  /** Of a model that was loaded with `embeddings: true`. */
+  readonly embeddings: Embeddings;
   readonly storage: {
     list(options?: Stoppable): Promise<Stored>;
     remove(key: string, options?: Stoppable): Promise<void>;

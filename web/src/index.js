@@ -3,6 +3,7 @@
 import { Completions } from './completions.js';
 import { Connection } from './connection.js';
 import { describeSources } from './describe.js';
+import { Embeddings } from './embeddings.js';
 import { TierflowError, abortError } from './errors.js';
 import { describeAdapter, linesOf, trainedOf } from './training.js';
 
@@ -81,6 +82,9 @@ export class Engine {
 
   /** `engine.completions.create({prompt: …})`: a text is continued as it is. */
   completions = Completions.ofText(...this.#answering());
+
+  /** `engine.embeddings.create({input: …})`, of a model that was loaded with `embeddings: true`. */
+  embeddings = new Embeddings((request, options) => this.#call('embed', { request }, options), () => this.#loaded?.name ?? '');
 
   /** Models kept in the browser's storage. */
   storage = {

@@ -48,6 +48,10 @@ const answers = {
     call.signal.addEventListener('abort', () => engine.cancel());
     return JSON.parse(await engine.generate(JSON.stringify(request), read, step));
   },
+  async embed({ request }, call) {
+    const told = (done, total) => call.step({ done, total });
+    return JSON.parse(await expectEngine().embed(JSON.stringify(request), told));
+  },
 };
 
 const glances = {

@@ -14,6 +14,7 @@ use tierflow::{Error, Generated, Sampler};
 use wasm_bindgen::prelude::*;
 
 use crate::answer_of;
+use crate::embedding;
 use crate::error::{self, Result, invalid};
 use crate::prompt::{self, Pace};
 use crate::request::{Asked, Request};
@@ -70,13 +71,25 @@ impl Engine {
     /// and ends the answer with false. Yields JSON: the answer, why it ended (`stop`, `length` or `cancelled`), counts and times.
     pub async fn generate(&self, request: &str, on_part: Function, on_step: Function) -> Result<String> {
         let request = Request::read(request)?;
-        let busy = || invalid("generate", "an answer is under way, or an earlier one failed; wait for it, or load the model again");
         let mut engine = self.engine.take().ok_or_else(busy)?;
         self.cancelled.store(false, Ordering::Relaxed);
         let answer = self.answer(&mut engine, request, &on_part, &on_step).await;
         self.note(&engine);
         self.engine.replace(Some(engine));
         Ok(error::json(&answer?)?)
+    }
+
+    /// The embedding of each text of `request` (JSON: `input`, a list of texts), pooled, projected and scaled as the model's files say, and its
+    /// tokens, as JSON. The model was loaded for embeddings. `on_text` is called with how many are done and how many there are, and ends
+    /// the work with false.
+    pub async fn embed(&self, request: &str, on_text: Function) -> Result<String> {
+        let texts = embedding::read(request)?;
+        let mut engine = self.engine.take().ok_or_else(busy)?;
+        self.cached.take();
+        let embeddings = embedding::embed(&mut engine, &texts, &on_text).await;
+        self.note(&engine);
+        self.engine.replace(Some(engine));
+        Ok(error::json(&embeddings?)?)
     }
 
     /// Ends what is generated before its next forward.
@@ -257,6 +270,10 @@ impl Said {
 fn in_openais_form(call: &ToolCall) -> Value {
     let arguments = Value::Object(call.arguments.clone()).to_string();
     json!({"id": new_call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments}})
+}
+
+fn busy() -> Error {
+    invalid("engine", "an answer is under way, or an earlier one failed; wait for it, or load the model again")
 }
 
 fn finish_reason(finish: Option<FinishReason>) -> &'static str {

@@ -1,6 +1,7 @@
 //! tierflow in a browser's worker: what JavaScript may call. Structured values cross as JSON text; errors are thrown as `Error`
 //! objects with a name. Everything runs on the worker's one thread, where a source may be read synchronously.
 
+mod embedding;
 mod engine;
 mod error;
 mod fields;

@@ -11,6 +11,9 @@ use tierflow::{DeviceChoice, Engine, Error, KvDType, MaxMemory, PlanOptions};
 use crate::fields::Fields;
 use crate::training::TrainingOptions;
 
+/// Rows of hidden states that one forward yields where texts become vectors: an encoder reads all of a text at once.
+const ROWS_PER_FORWARD: usize = 512;
+
 /// What may be asked of a plan; what is absent is the planner's choice.
 #[derive(Debug, Default)]
 pub struct Options {
@@ -29,6 +32,8 @@ pub struct Options {
     /// Whether experts pass through a cache, and who computes with those that are not in it.
     expert_cache: ExpertCacheRule,
     expert_misses: ExpertMissRule,
+    /// Whether texts become vectors, in place of answers.
+    embeddings: bool,
     /// What an adapter is multiplied by, where one is loaded.
     pub lora_scale: f32,
 }
@@ -46,6 +51,7 @@ impl Options {
             ubatch_size: fields.take("ubatch_size", count)?,
             expert_cache: rule(fields.take("expert_cache", "auto, on or off")?)?,
             expert_misses: rule(fields.take("expert_misses", "auto, upload or host")?)?,
+            embeddings: fields.take("embeddings", "true or false")?.unwrap_or_default(),
             lora_scale: fields.take("lora_scale", "a number")?.unwrap_or(1.0),
         })
     }
@@ -65,9 +71,11 @@ impl Options {
             ubatch_size: self.ubatch_size,
             expert_cache: self.expert_cache,
             expert_misses: self.expert_misses,
+            logit_rows: if self.embeddings { ROWS_PER_FORWARD } else { PlanOptions::default().logit_rows },
             ..PlanOptions::default()
         };
-        Engine::builder_of(Arc::clone(checkpoint)).device(self.device).plan_options(options)
+        let builder = Engine::builder_of(Arc::clone(checkpoint)).device(self.device).plan_options(options);
+        if self.embeddings { builder.without_head() } else { builder }
     }
 
     /// The command line that runs `model` so.

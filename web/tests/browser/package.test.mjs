@@ -188,6 +188,33 @@ test('tools that must be called are called, by their schemas, whole and streamed
   assert.equal(found.refused, 'InvalidArgumentError tool_choice');
 });
 
+test('texts become the vectors of the native program', async () => {
+  const input = ['The lighthouse of Varn', 'Its door'];
+  const { list, short, unasked, refused } = await inPage(async ({ Engine }, { tiny, input }) => {
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 128, embeddings: true });
+    const told = [];
+    const list = await engine.embeddings.create({ input }, { onProgress: ({ done, total }) => told.push(`${done}/${total}`) });
+    const short = await engine.embeddings.create({ input: input[0], dimensions: 8 });
+    const refusal = (asked) => asked.then(() => 'answered', ({ name, option }) => `${name} ${option}`);
+    const refused = [await refusal(engine.embeddings.create({ input: [] })), await refusal(engine.embeddings.create({ input, dimensions: 1e6 }))];
+    await engine.load(tiny, { device: 'cpu', ctx_size: 128 });
+    return { list: { ...list, told }, short: short.data[0].embedding, unasked: await refusal(engine.embeddings.create({ input })), refused };
+  }, { tiny, input });
+  const { stdout, stderr } = spawnSync(PROGRAM, ['embed', TINY, '--device', 'cpu', '--json', ...input], { encoding: 'utf8' });
+  const { embeddings } = JSON.parse(stdout || `"${stderr}"`);
+  assert.deepEqual(list.told, ['1/2', '2/2']);
+  assert.equal(list.usage.prompt_tokens, embeddings.reduce((sum, { n_tokens }) => sum + n_tokens, 0));
+  for (const [index, { embedding }] of list.data.entries()) {
+    const expected = embeddings[index].embedding;
+    assert.equal(embedding.length, expected.length);
+    embedding.forEach((value, at) => assert.ok(Math.abs(value - expected[at]) < 1e-3, `${index}, ${at}: ${value}, natively ${expected[at]}`));
+  }
+  assert.ok(short.length === 8 && Math.abs(Math.hypot(...short) - 1) < 1e-6);
+  assert.equal(unasked, 'InvalidArgumentError embeddings');
+  assert.deepEqual(refused, ['InvalidArgumentError input', 'InvalidArgumentError dimensions']);
+});
+
 test('an engine that is closed in the turn in which it loads leaves no worker, and can load again', async () => {
   // A page with no workers of its own.
   const page = await browser.context.newPage();
