@@ -138,7 +138,8 @@ test('on the page examples are taught, the loss is drawn, and the adapter that d
   assert.match(await page.textContent('#teach-said'), /^Done after 10 steps, the loss went from/);
   const points = await page.getAttribute('#curve polyline', 'points');
   assert.equal(points.split(' ').length, 10);
-  await screen(page, 'teach');
+  await page.click('#teach-panel summary');
+  await screen(page, 'web-teach');
 
   const adapter = join(folder, 'adapter');
   const downloads = [];
