@@ -57,7 +57,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if !args.quiet {
         note(&introduction(&trainer, &data, resumed));
     }
-    let shown = Shown::new(visibility, n_steps, n_done);
+    let mut shown = Shown::new(visibility, n_steps, n_done);
     let eval_every = args.eval_every.map_or_else(|| trainer.steps_per_epoch(&data), u64::from);
     while let Some(report) = platform::block_on(trainer.step(&data))? {
         let step = report.step;
@@ -122,13 +122,16 @@ struct Shown {
 
 impl Shown {
     fn new(visibility: Visibility, n_steps: u64, n_done: u64) -> Shown {
+    /// Weights that came to what computes.
+    streamed: Bytes,
         let bar = progress_bar(visibility, "step {pos}/{len} {wide_bar} {msg} {eta} left", n_steps, n_done);
         bar.reset_eta();
-        Shown { bar, begin: Instant::now() }
+        Shown { bar, begin: Instant::now(), streamed: Bytes::ZERO }
     }
 
-    fn step(&self, report: &StepReport) {
-        self.bar.set_message(format!("loss {:.4}, {:.1} tokens/s", report.loss, report.tokens_per_sec()));
+    fn step(&mut self, report: &StepReport) {
+        self.streamed += report.streamed_bytes;
+        self.bar.set_message(format!("loss {:.4}, {:.1} tokens/s{}", report.loss, report.tokens_per_sec(), self.streamed()));
         self.bar.inc(1);
     }
 
@@ -136,6 +139,11 @@ impl Shown {
         if !is_quiet {
             self.bar.suspend(|| note(&format!("step {step}: evaluation loss {loss:.4}\n")));
         }
+    /// What has streamed, behind a comma.
+    fn streamed(&self) -> String {
+        if self.streamed > Bytes::ZERO { format!(", {} streamed", self.streamed) } else { String::new() }
+    }
+
     }
 
     fn conclusion(&self, trainer: &Trainer, log: &Log) -> String {
@@ -145,7 +153,7 @@ impl Shown {
         if let Some((_, loss)) = log.losses.last() {
             text.push_str(&format!(", the last with a loss of {loss:.4}"));
         }
-        text.push_str(&format!("; {:.1} tokens/s", log.n_tokens as f64 / secs.max(1e-9)));
+        text.push_str(&format!("; {:.1} tokens/s{}", log.n_tokens as f64 / secs.max(1e-9), self.streamed()));
         if progress.n_skipped > 0 {
             text.push_str(&format!("; {} skipped, whose loss was not finite", counted(progress.n_skipped as usize, "step")));
         }

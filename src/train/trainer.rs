@@ -93,6 +93,9 @@ pub struct StepReport {
     pub n_tokens: usize,
     /// Seconds that it took.
     pub secs: f64,
+    /// Frozen weights that came to what computes: from the host to a GPU, or from disk to the host.
+    #[serde(default)]
+    pub streamed_bytes: Bytes,
     /// Whether nothing was changed, since the loss or a gradient was not finite.
     pub is_skipped: bool,
 }
@@ -206,6 +209,11 @@ impl Trainer {
     }
 
     /// How it is trained.
+    /// Frozen weights that have come to what computes up to now.
+    fn streamed(&self) -> Bytes {
+        self.gpu.as_ref().map_or_else(|| self.weights.bytes_read(), GpuPasses::streamed)
+    }
+
     pub fn options(&self) -> &TrainOptions {
         &self.options
     }
@@ -273,7 +281,7 @@ impl Trainer {
     /// # Errors
     /// As of [`Trainer::step`].
     pub async fn step_on(&mut self, examples: &[&Example]) -> Result<StepReport> {
-        let begin = Instant::now();
+        let (begin, streamed) = (Instant::now(), self.streamed());
         let step = self.progress.n_done;
         let (loss, mut gradients) = self.gradients(examples).await?;
         let grad_norm = gradients.norm();
@@ -296,7 +304,8 @@ impl Trainer {
         }
         let n_tokens = examples.iter().map(|example| example.tokens.len()).sum();
         let secs = begin.elapsed().as_secs_f64();
-        Ok(StepReport { step: step + 1, epoch: 0.0, loss, grad_norm, learning_rate, n_tokens, secs, is_skipped })
+        let streamed_bytes = self.streamed().saturating_sub(streamed);
+        Ok(StepReport { step: step + 1, epoch: 0.0, loss, grad_norm, learning_rate, n_tokens, secs, streamed_bytes, is_skipped })
     }
 
     /// The mean loss of the trained tokens of `examples`, and the gradients of the adapter's matrices.

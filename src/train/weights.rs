@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
@@ -33,7 +34,9 @@ pub(super) struct Weights {
     plan: Arc<Plan>,
     /// Of each matrix its slices: the chunk, the index in it.
     places: HashMap<TensorId, Vec<(usize, usize)>>,
-    pub(super) vectors: HashMap<TensorId, Vec<f32>>,
+    pub(super) vectors: Arc<HashMap<TensorId, Vec<f32>>>,
+    /// Bytes that were read from disk.
+    n_read: AtomicU64,
 }
 
 impl Weights {
@@ -49,7 +52,7 @@ impl Weights {
         for id in model.units.iter().flat_map(|unit| unit.vectors()) {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
-        Ok(Weights { store, plan, places, vectors })
+        Ok(Weights { store, plan, places, vectors: Arc::new(vectors), n_read: AtomicU64::new(0) })
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -59,6 +62,11 @@ impl Weights {
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         self.store.checkpoint()
     }
+    /// Bytes of rows that were read from disk up to now.
+    pub(super) fn bytes_read(&self) -> Bytes {
+        Bytes(self.n_read.load(Ordering::Relaxed))
+    }
+
 
     /// Bytes of chunks that are stored on disk.
     pub(super) fn bytes_on_disk(&self) -> Bytes {
@@ -85,6 +93,7 @@ impl Weights {
             }
         }
         let mut rows = platform::zeroed(len as usize, "rows of a matrix")?;
+        self.n_read.fetch_add(len, Ordering::Relaxed);
         self.checkpoint().read(id, begin, &mut rows)?;
         // What comes next is fetched meanwhile.
         let rest = self.checkpoint().catalog[id].size_bytes.0 - begin - len;

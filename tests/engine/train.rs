@@ -180,7 +180,10 @@ fn what_streams_through_an_adapter_changes_no_bit() {
     let options = || TrainOptions { lora: lora(), learning_rate: 1e-2, ..options(&[]) };
     let of = |mut trainer: Trainer| {
         let layers = trained(&mut trainer, 3);
-        (layers, trainer.gpu_use().unwrap(), trainer.bytes_on_disk())
+        let (used, streamed) = (trainer.gpu_use().unwrap(), block_on(trainer.step_on(&[&text(0, 12)])).unwrap().streamed_bytes);
+        // Each way takes all that has no room, the head's twice.
+        assert!(streamed >= used.streamed.times(2) && streamed <= used.streamed.times(5), "{streamed} {used:?}");
+        (layers, used, trainer.bytes_on_disk())
     };
     let (resident, whole, _) = of(open(on_gpu(&folder), options()));
     let without = TrainOptions { lora: LoraOptions { dropout: 0.0, ..options().lora }, ..options() };
@@ -388,6 +391,8 @@ fn a_loop_of_ones_own_has_the_losses_and_the_bits_of_the_trainers() {
             gradients.clip(norm, 1.0);
             other.apply(&mut optimizer, &gradients, expected.learning_rate).unwrap();
             gradients.values_mut().for_each(|value| *value = 0.0);
+    let streamed = block_on(from_disk.step_on(&[&text(0, 12)])).unwrap().streamed_bytes;
+    assert!(streamed >= on_disk.times(2), "{streamed} of {on_disk}");
             assert!(own.adapter().layers == other.adapter().layers, "step {step}");
         }
     }

@@ -129,6 +129,11 @@ impl GpuPasses {
         self.adapter.begin(&self.gpu, trained, &mut self.recorder);
     }
 
+    /// Bytes of weights that have streamed up to now.
+    pub(super) fn streamed(&self) -> Bytes {
+        self.weights.streamed()
+    }
+
     /// Embeds the tokens of a batch. `draw` names the draw of the dropout; none is without.
     pub(super) fn begin_batch(&mut self, host: &Weights, batch: &Batch, draw: Option<u64>) -> Result<()> {
         self.draw = draw;

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, Purpose, write};
 use crate::kernels::matmul;
 use crate::train::weights::Weights;
+use crate::units::Bytes;
 use crate::weights::TensorId;
 
 /// Some rows of a matrix.
@@ -30,6 +31,8 @@ pub(super) struct GpuWeights {
     matrices: HashMap<TensorId, (matmul::Params, Vec<Part>)>,
     slots: Vec<Slot>,
     next: usize,
+    /// Bytes that came to slots.
+    n_streamed: Bytes,
 }
 
 impl GpuWeights {
@@ -56,7 +59,7 @@ impl GpuWeights {
             let whole = || (matmul::Params::of_rows(tensor, 0, tensor.n_rows(), 1), Vec::new());
             matrices.entry(plan.matrix).or_insert_with(whole).1.push(Part { plan, resident });
         }
-        Ok(GpuWeights { matrices, slots, next: 0 })
+        Ok(GpuWeights { matrices, slots, next: 0, n_streamed: Bytes::ZERO })
     }
 
     pub(super) fn n_parts(&self, id: TensorId) -> usize {
@@ -66,6 +69,11 @@ impl GpuWeights {
     /// Rows of a part.
     pub(super) fn n_rows(&self, id: TensorId, part: usize) -> u32 {
         self.matrices.get(&id).and_then(|(_, parts)| parts.get(part)).map_or(0, |part| part.plan.n_rows as u32)
+    }
+
+    /// Bytes that came to slots up to now.
+    pub(super) fn streamed(&self) -> Bytes {
+        self.n_streamed
     }
 
     /// A part, brought to a slot where it has no buffer of its own, and the params of its product.
@@ -130,6 +138,7 @@ impl GpuWeights {
         slot.holds = None;
         write(&gpu.queue, &slot.buffer, 0, &host.rows(key.0, plan.first_row, plan.n_rows)?);
         slot.holds = Some(key);
+        self.n_streamed += plan.size_bytes;
         Ok(index)
     }
 }
