@@ -50,7 +50,7 @@ impl Options {
 
     fn train(&self) -> TrainOptions {
         let targets = self.target_modules.clone();
-        let lora = LoraOptions { rank: self.r, alpha: self.alpha, dropout: self.dropout, targets };
+        let lora = LoraOptions { rank: self.r, alpha: self.alpha, dropout: self.dropout, targets, ..LoraOptions::default() };
         TrainOptions { lora, batch: self.batch_size, seq_len: self.seq_len, seed: self.seed, ..TrainOptions::default() }
     }
 }

@@ -94,8 +94,12 @@ fn open(args: &TrainArgs, model: &Path, visibility: Visibility) -> Result<Traine
 
 fn introduction(trainer: &Trainer, data: &DataSet, resumed: bool) -> String {
     let adapter = trainer.adapter();
-    let layers = counted(adapter.layers.len(), "linear layer");
+    let n_norms = adapter.layers.iter().filter(|layer| layer.is_norm()).count();
+    let layers = counted(adapter.layers.len() - n_norms, "linear layer");
     let mut text = format!("{} train {} values beside {layers}", counted(data.examples.len(), "record"), adapter.n_values());
+    if n_norms > 0 {
+        text.push_str(&format!(" and of {}", counted(n_norms, "norm")));
+    }
     if data.n_too_long > 0 {
         text.push_str(&format!("; {} longer than {} tokens left out", counted(data.n_too_long, "record"), trainer.options().seq_len));
     }
@@ -118,12 +122,12 @@ fn introduction(trainer: &Trainer, data: &DataSet, resumed: bool) -> String {
 struct Shown {
     bar: ProgressBar,
     begin: Instant,
+    /// Weights that came to what computes.
+    streamed: Bytes,
 }
 
 impl Shown {
     fn new(visibility: Visibility, n_steps: u64, n_done: u64) -> Shown {
-    /// Weights that came to what computes.
-    streamed: Bytes,
         let bar = progress_bar(visibility, "step {pos}/{len} {wide_bar} {msg} {eta} left", n_steps, n_done);
         bar.reset_eta();
         Shown { bar, begin: Instant::now(), streamed: Bytes::ZERO }
@@ -135,15 +139,15 @@ impl Shown {
         self.bar.inc(1);
     }
 
-    fn evaluation(&self, step: u64, loss: f64, is_quiet: bool) {
-        if !is_quiet {
-            self.bar.suspend(|| note(&format!("step {step}: evaluation loss {loss:.4}\n")));
-        }
     /// What has streamed, behind a comma.
     fn streamed(&self) -> String {
         if self.streamed > Bytes::ZERO { format!(", {} streamed", self.streamed) } else { String::new() }
     }
 
+    fn evaluation(&self, step: u64, loss: f64, is_quiet: bool) {
+        if !is_quiet {
+            self.bar.suspend(|| note(&format!("step {step}: evaluation loss {loss:.4}\n")));
+        }
     }
 
     fn conclusion(&self, trainer: &Trainer, log: &Log) -> String {

@@ -1,4 +1,4 @@
-//! LoRA adapters merged into matrices: `W + scaling · B·A` in f32, as the rows of `W` are read.
+//! LoRA adapters merged into matrices: `W + scaling · B·A` in f32, as the rows of `W` are read. Norms that they replace are theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lora::apply::{Scaled, found_in, is_gguf, linears_of, side_by_side, stacked};
+use crate::lora::norms;
 use crate::model::{Checkpoint, Linear, LinearPart, Model};
 use crate::platform::{self, ByteSource};
 use crate::weights::derived::{DerivedFile, DerivedMatrix};
@@ -29,11 +30,18 @@ pub(super) fn merged(
     let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
     let linears = linears_of(checkpoint, &model);
     let found = found_in(&model, &linears, adapters, is_gguf(checkpoint))?;
+    let mut replaced = norms::replaced(checkpoint, &model, adapters)?;
     let mut left: BTreeSet<&str> = found.keys().map(String::as_str).collect();
     let (mut file, Catalog { mut shards, mut tensors, .. }) = (DerivedFile::default(), catalog);
     let shard = shards.len() as u32;
     for tensor in &mut tensors {
         let name = name_of(&tensor.name);
+        let of_norm = checkpoint.catalog.find(&name).and_then(|id| replaced.remove(&id)).zip(sources.get(tensor.shard as usize));
+        if let Some((values, source)) = of_norm {
+            (tensor.offset, tensor.size_bytes) = file.push(ReplacedNorm { source: Arc::clone(source), values });
+            (tensor.shard, tensor.dtype) = (shard, DType::F32);
+            continue;
+        }
         let (whole, part) = name.split_once(':').map_or((&*name, None), |(whole, part)| (whole, Some(part)));
         let module = whole.strip_suffix(".weight").unwrap_or_default();
         let (Some(of_linear), Some(linear)) = (found.get(module), linears.get(module)) else { continue };
@@ -83,6 +91,29 @@ fn rows_of(checkpoint: &Checkpoint, linear: &Linear, module: &str, part: Option<
     let by_offset: BTreeMap<u64, &LinearPart> = by_offset.collect::<Option<_>>()?;
     let all = |rows: fn(&LinearPart) -> &Vec<usize>| by_offset.values().flat_map(|part| rows(part)).copied().collect();
     Some([all(|part| &part.rows), all(|part| &part.gguf_rows)])
+}
+
+/// A norm's weights or bias that stand in place of the file's.
+#[derive(Debug)]
+struct ReplacedNorm {
+    source: Arc<dyn ByteSource>,
+    values: Vec<f32>,
+}
+
+impl DerivedMatrix for ReplacedNorm {
+    fn source(&self) -> &dyn ByteSource {
+        self.source.as_ref()
+    }
+
+    fn size(&self) -> u64 {
+        size_of_val(&*self.values) as u64
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        // The format is little-endian, and so is every target.
+        buffer.copy_from_slice(&bytemuck::cast_slice::<f32, u8>(&self.values)[offset as usize..][..buffer.len()]);
+        Ok(())
+    }
 }
 
 /// A matrix with adapters.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Adapter, LowRank};
+use super::{Adapter, LowRank, norms};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{Activation, Checkpoint, Format, Linear, LoraMatMul, Model, Op, Rows, Value, ValueId, hugging_face_name, text_module};
@@ -31,7 +31,8 @@ impl Scaled {
         let ranks = adapter.linears.values().map(|linear| linear.rank);
         let ranks = [ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0)];
         let size_bytes = Bytes(4).times(adapter.n_values());
-        Summary { path: adapter.path.clone(), scale: *scale, ranks, n_linears: adapter.linears.len(), size_bytes }
+        let (n_linears, n_norms) = (adapter.linears.len(), adapter.norms.len());
+        Summary { path: adapter.path.clone(), scale: *scale, ranks, n_linears, n_norms, size_bytes }
     }
 }
 
@@ -46,6 +47,8 @@ pub struct Summary {
     pub ranks: [usize; 2],
     /// Linears that it adapts.
     pub n_linears: usize,
+    /// Norms that it replaces.
+    pub n_norms: usize,
     /// Bytes of its matrices, which are resident.
     pub size_bytes: Bytes,
 }
@@ -57,7 +60,8 @@ impl fmt::Display for Summary {
             [least, most] => format!("ranks {least} to {most}"),
         };
         let (path, scale, n_linears) = (&self.path, self.scale, counted(self.n_linears, "linear"));
-        write!(f, "with {path} × {scale}: {n_linears}, {ranks}, {} resident", self.size_bytes)
+        let norms = if self.n_norms > 0 { format!(", {}", counted(self.n_norms, "norm")) } else { String::new() };
+        write!(f, "with {path} × {scale}: {n_linears}, {ranks}{norms}, {} resident", self.size_bytes)
     }
 }
 
@@ -100,7 +104,8 @@ struct Added {
 /// The model with `adapters`, and its files with theirs.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] of an adapter of another model.
+/// [`Error::InvalidFile`] of an adapter of another model; [`Error::UnsupportedModel`] of one that replaces norms, where sequences choose: they
+/// share them.
 pub fn apply(checkpoint: &Checkpoint, mut model: Model, adapters: &[Scaled], scales: Scales) -> Result<(Checkpoint, Model)> {
     let linears = linears_of(checkpoint, &model);
     let mut found = found_in(&model, &linears, adapters, is_gguf(checkpoint))?;
@@ -109,12 +114,17 @@ pub fn apply(checkpoint: &Checkpoint, mut model: Model, adapters: &[Scaled], sca
         model.values.push(Value::of_tokens("scales of LoRA adapters", adapters.len()));
         model.lora_scales = Some(ValueId(model.values.len() as u16 - 1));
     }
+    if let Some(scaled) = adapters.iter().find(|scaled| scales == Scales::Chosen && !scaled.adapter.norms.is_empty()) {
+        let reason = "replaces norms (`modules_to_save`), which requests cannot choose; merge it into the model";
+        return Err(Error::UnsupportedModel { path: scaled.adapter.path.clone(), reason: reason.into() });
+    }
     let mut file = AdapterFile::new(adapters, checkpoint.sources.len() as u32, checkpoint.catalog.tensors.len() as u32);
+    replace_norms(checkpoint, &mut model, adapters, &mut file)?;
     let mut added: BTreeMap<usize, BTreeMap<usize, Added>> = BTreeMap::new();
     for (module, of_linear) in &found {
         let Some(linear) = linears.get(module) else { continue };
         let rank = of_linear.iter().map(|adding| adding.low_rank.rank).sum();
-        let down = file.push(format!("{module}.lora_A.weight"), [rank, linear.n_inputs], stacked(of_linear))?;
+        let down = file.push(format!("{module}.lora_A.weight"), &[rank, linear.n_inputs], stacked(of_linear))?;
         let owners = match scales {
             Scales::Fixed => None,
             Scales::Chosen => Some(file.owners(of_linear, adapters.len())?),
@@ -122,8 +132,11 @@ pub fn apply(checkpoint: &Checkpoint, mut model: Model, adapters: &[Scaled], sca
         for part in &linear.parts {
             let name = part.name.as_ref().map_or(String::new(), |name| format!(":{name}"));
             let n_rows = part.rows.len();
-            let up =
-                file.push(format!("{module}.lora_B.weight{name}"), [n_rows, rank], side_by_side(of_linear, [&part.rows, &part.gguf_rows]))?;
+            let up = file.push(
+                format!("{module}.lora_B.weight{name}"),
+                &[n_rows, rank],
+                side_by_side(of_linear, [&part.rows, &part.gguf_rows]),
+            )?;
             added.entry(part.unit).or_default().insert(part.op, Added { down, up, rank, n_inputs: linear.n_inputs, n_rows, owners });
         }
     }
@@ -134,6 +147,24 @@ pub fn apply(checkpoint: &Checkpoint, mut model: Model, adapters: &[Scaled], sca
     }
     let (source, tensors) = file.finish();
     Ok((checkpoint.with_file(source, tensors), model))
+}
+
+/// Lets the model's norms read what adapters have in place of their weights.
+fn replace_norms(checkpoint: &Checkpoint, model: &mut Model, adapters: &[Scaled], file: &mut AdapterFile) -> Result<()> {
+    let mut replaced = BTreeMap::new();
+    for (id, values) in norms::replaced(checkpoint, model, adapters)? {
+        let name = format!("{}.replaced", checkpoint.catalog[id].name);
+        replaced.insert(id, file.push(name, &[values.len()], values.into_iter())?);
+    }
+    let replace = |id: &mut TensorId| *id = replaced.get(id).copied().unwrap_or(*id);
+    for op in model.units.iter_mut().flat_map(|unit| &mut unit.ops) {
+        match op {
+            Op::RmsNorm(norm) => norm.weight.iter_mut().for_each(replace),
+            Op::LayerNorm(norm) => norm.bias.iter_mut().chain([&mut norm.weight]).for_each(replace),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whether its matrices are laid out as GGUF files have them.
@@ -174,11 +205,15 @@ pub(crate) fn found_in<'a>(
     Ok(found)
 }
 
+/// What the model may call a module that an adapter names.
+pub(super) fn names_of(model: &Model, module: &str) -> impl Iterator<Item = String> {
+    let base = model.config.family.names.base();
+    [Some(module.to_owned()), text_module(module), Some(format!("{base}.{module}"))].into_iter().flatten()
+}
+
 /// The model's name of a linear that an adapter names, or why it has none.
 fn resolve(model: &Model, linears: &BTreeMap<String, Linear>, module: &str) -> Result<String, String> {
-    let base = model.config.family.names.base();
-    let names = [Some(module.to_owned()), text_module(module), Some(format!("{base}.{module}"))];
-    if let Some(name) = names.into_iter().flatten().find(|name| linears.contains_key(name)) {
+    if let Some(name) = names_of(model, module).find(|name| linears.contains_key(name)) {
         return Ok(name);
     }
     let module = module.escape_debug();
@@ -361,14 +396,14 @@ impl AdapterFile {
         AdapterFile { path, bytes: Vec::new(), tensors: Vec::new(), shard, first, owners: BTreeMap::new() }
     }
 
-    fn push(&mut self, name: String, shape: [usize; 2], values: impl Iterator<Item = f32>) -> Result<TensorId> {
-        let (offset, n_bytes) = (self.bytes.len(), shape[0] * shape[1] * size_of::<f32>());
+    fn push(&mut self, name: String, shape: &[usize], values: impl Iterator<Item = f32>) -> Result<TensorId> {
+        let (offset, n_bytes) = (self.bytes.len(), shape.iter().product::<usize>() * size_of::<f32>());
         platform::resize(&mut self.bytes, offset + n_bytes, "an adapter")?;
         for (place, value) in self.bytes[offset..].chunks_exact_mut(size_of::<f32>()).zip(values) {
             place.copy_from_slice(&value.to_le_bytes());
         }
         let id = TensorId(self.first + self.tensors.len() as u32);
-        let (shape, size_bytes) = (shape.map(|side| side as u64).into(), Bytes(n_bytes as u64));
+        let (shape, size_bytes) = (shape.iter().map(|side| *side as u64).collect(), Bytes(n_bytes as u64));
         self.tensors.push(TensorInfo { name, dtype: DType::F32, shape, shard: self.shard, offset: offset as u64, size_bytes });
         Ok(id)
     }
@@ -382,7 +417,7 @@ impl AdapterFile {
         let ranks: Vec<usize> = layout.iter().flat_map(|(adapter, rank)| std::iter::repeat_n(*adapter, *rank)).collect();
         let row = |owner: usize| (0..n_adapters).map(move |adapter| if adapter == owner { 1.0 } else { 0.0 });
         let name = format!("lora_owners.{}.weight", self.owners.len());
-        let id = self.push(name, [ranks.len(), n_adapters], ranks.iter().flat_map(|owner| row(*owner)))?;
+        let id = self.push(name, &[ranks.len(), n_adapters], ranks.iter().flat_map(|owner| row(*owner)))?;
         self.owners.insert(layout, id);
         Ok(id)
     }

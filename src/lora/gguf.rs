@@ -59,5 +59,5 @@ pub(super) fn read(source: &dyn ByteSource) -> Result<Adapter> {
     let alphas = if alpha == 0.0 { ranks.iter().map(|(module, rank)| (module.clone(), *rank as f64)).collect() } else { Vec::new() };
     ranks.retain(|(_, other)| *other != rank);
     let settings = Settings { ranks, alphas, ..Settings::new(rank, alpha, linears.keys().cloned().collect()) };
-    Ok(Adapter { path: source.path().to_owned(), settings, linears })
+    Ok(Adapter { path: source.path().to_owned(), settings, linears, norms: BTreeMap::new() })
 }

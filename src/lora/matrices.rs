@@ -31,7 +31,7 @@ fn sides(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<[usize; 2]> {
 }
 
 /// All values of a tensor; the header was checked against the file's length.
-fn read_values(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<Vec<f32>> {
+pub(super) fn read_values(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<Vec<f32>> {
     let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, "a matrix of an adapter")?;
     source.read_at(tensor.offset, &mut bytes)?;
     let n_values = bytes.len() / tensor.dtype.block_bytes() as usize * tensor.dtype.block_len() as usize;

@@ -4,15 +4,17 @@
 pub(crate) mod apply;
 mod gguf;
 mod matrices;
+pub(crate) mod norms;
 mod peft;
 mod settings;
 
 use std::collections::BTreeMap;
 
 pub use apply::{Scaled, Scales, Summary, apply};
+pub use norms::NormValues;
 pub use settings::{Settings, Targets};
 
-/// An adapter: what it adds to the linears of a model.
+/// An adapter: what it adds to the linears of a model, and which norms it replaces.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     /// Where it was read, for messages.
@@ -22,6 +24,8 @@ pub struct Adapter {
     /// By the names of the modules in transformers, such as `model.layers.0.self_attn.q_proj`; of an adapter in a GGUF file by those of
     /// such files, `blk.0.attn_q`.
     pub linears: BTreeMap<String, LowRank>,
+    /// Norms that it replaces, by the names of their modules in transformers.
+    pub norms: BTreeMap<String, NormValues>,
 }
 
 /// What an adapter adds to one linear.
@@ -44,6 +48,7 @@ pub struct LowRank {
 impl Adapter {
     /// Values that it has in all.
     pub fn n_values(&self) -> u64 {
-        self.linears.values().map(|linear| (linear.down.len() + linear.up.len()) as u64).sum()
+        let of_norms = self.norms.values().map(|norm| norm.weight.len() + norm.bias.as_ref().map_or(0, Vec::len));
+        self.linears.values().map(|linear| linear.down.len() + linear.up.len()).chain(of_norms).sum::<usize>() as u64
     }
 }

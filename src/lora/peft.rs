@@ -1,5 +1,5 @@
 //! The folder of an adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`, in which the module `M` has
-//! `base_model.model.M.lora_A.weight` and `base_model.model.M.lora_B.weight`.
+//! `base_model.model.M.lora_A.weight` and `base_model.model.M.lora_B.weight`, and one that is replaced whole `base_model.model.M.weight`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, View};
 
-use super::matrices::{Halves, linear_of};
-use super::{Adapter, LowRank, Settings, gguf};
+use super::matrices::{Halves, linear_of, read_values};
+use super::{Adapter, LowRank, NormValues, Settings, gguf};
 use crate::error::{Error, Result};
 use crate::platform::{self, ByteSource, Folder, IoMode, open_source};
 use crate::weights::{Header, TensorInfo, read_header};
@@ -57,8 +57,8 @@ impl Adapter {
             return Err(Error::invalid_file(folder, reason));
         }
         let source = folder.open(WEIGHTS_NAME, IoMode::Pread)?;
-        let linears = read_linears(source.as_ref(), &settings)?;
-        Ok(Adapter { path: folder.to_string(), settings, linears })
+        let (linears, norms) = read_modules(source.as_ref(), &settings)?;
+        Ok(Adapter { path: folder.to_string(), settings, linears, norms })
     }
 
     /// Reads the adapter whose files are these: those of a folder, or one in the GGUF format.
@@ -100,8 +100,13 @@ impl Adapter {
                 if shape[0].checked_mul(shape[1]) != Some(values.len()) {
                     return Err(invalid(format!("{name} has {} values where its shape is {shape:?}", values.len())));
                 }
-                tensors.push((format!("{PREFIX}{module}.{name}.weight"), Matrix { values, shape }));
+                tensors.push((format!("{PREFIX}{module}.{name}.weight"), Stored { values, shape: shape.to_vec() }));
             }
+        }
+        for (module, NormValues { weight, bias }) in &self.norms {
+            let named = [("weight", Some(weight)), ("bias", bias.as_ref())];
+            let values = named.into_iter().filter_map(|(name, values)| Some((name, values?)));
+            tensors.extend(values.map(|(name, values)| (format!("{PREFIX}{module}.{name}"), Stored { values, shape: vec![values.len()] })));
         }
         let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
         let bytes = safetensors::serialize(tensors, metadata).map_err(|error| Error::invalid_file(path.display(), error.to_string()))?;
@@ -114,13 +119,13 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// A matrix that is written.
-struct Matrix<'a> {
+/// Values that are written.
+struct Stored<'a> {
     values: &'a [f32],
-    shape: [usize; 2],
+    shape: Vec<usize>,
 }
 
-impl View for Matrix<'_> {
+impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
@@ -139,22 +144,44 @@ impl View for Matrix<'_> {
     }
 }
 
-fn read_linears(source: &dyn ByteSource, settings: &Settings) -> Result<BTreeMap<String, LowRank>> {
+/// Modules of both kinds by their names.
+type Modules = (BTreeMap<String, LowRank>, BTreeMap<String, NormValues>);
+
+fn read_modules(source: &dyn ByteSource, settings: &Settings) -> Result<Modules> {
     let invalid = |reason: String| Error::invalid_file(source.path(), reason);
     let Header { tensors, unreadable } = read_header(source, 0)?;
     if let Some(other) = unreadable.first() {
         return Err(invalid(format!("tensor `{}` is stored as {}; supported are F32, F16 and BF16", other.name, other.dtype)));
     }
     let mut found: BTreeMap<&str, Halves<'_>> = BTreeMap::new();
+    let mut norms: BTreeMap<String, NormValues> = BTreeMap::new();
+    let replaced = |name: &str| {
+        let (module, kind) = name.strip_prefix(PREFIX)?.rsplit_once('.')?;
+        (["weight", "bias"].contains(&kind) && settings.saves(module)).then(|| (module.to_owned(), kind == "bias"))
+    };
     for tensor in &tensors {
+        if let Some((module, is_bias)) = replaced(&tensor.name) {
+            let values = read_vector(source, tensor)?;
+            let norm = norms.entry(module).or_insert(NormValues { weight: Vec::new(), bias: None });
+            if is_bias {
+                norm.bias = Some(values)
+            } else {
+                norm.weight = values
+            };
+            continue;
+        }
         let (module, half) = parse_name(&tensor.name).map_err(|reason| invalid(format!("tensor `{}` {reason}", tensor.name)))?;
         let slot = &mut found.entry(module).or_default()[half as usize];
         if let Some(twin) = slot.replace(tensor) {
             return Err(invalid(format!("tensors `{}` and `{}` are the same matrix", twin.name, tensor.name)));
         }
     }
-    if found.is_empty() {
+    if found.is_empty() && norms.is_empty() {
         return Err(invalid("holds no tensor".into()));
+    }
+    let is_missing = |end: &&String| !norms.iter().any(|(module, norm)| module.ends_with(end.as_str()) && !norm.weight.is_empty());
+    if let Some(end) = settings.modules_to_save.iter().find(is_missing) {
+        return Err(invalid(format!("holds no weight of `{}`, which `modules_to_save` names", end.escape_debug())));
     }
     let linears = found.into_iter().map(|(module, halves)| {
         let [Some(down), Some(up)] = halves else {
@@ -163,7 +190,19 @@ fn read_linears(source: &dyn ByteSource, settings: &Settings) -> Result<BTreeMap
         };
         read_linear(source, settings, module, [down, up]).map(|linear| (module.to_owned(), linear))
     });
-    linears.collect()
+    Ok((linears.collect::<Result<_>>()?, norms))
+}
+
+/// The values of a module that is replaced whole.
+fn read_vector(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<Vec<f32>> {
+    if tensor.shape.len() == 1 {
+        return read_values(source, tensor);
+    }
+    let reason = format!(
+        "tensor `{}` is a matrix that is replaced whole (`modules_to_save`), and norms alone can be; train it as plain LoRA, or merge it",
+        tensor.name
+    );
+    Err(Error::UnsupportedModel { path: source.path().to_owned(), reason })
 }
 
 /// The module that a tensor belongs to, and which of its matrices it is; or why it is neither.

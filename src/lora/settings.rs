@@ -29,6 +29,8 @@ pub struct Settings {
     pub targets: Targets,
     /// The share of inputs that training leaves out (`lora_dropout`).
     pub dropout: f64,
+    /// Modules that are replaced whole: those whose names end in one of these (`modules_to_save`).
+    pub modules_to_save: Vec<String>,
 }
 
 /// Which modules an adapter adapts.
@@ -44,7 +46,8 @@ impl Settings {
     /// Those of an adapter with one rank and one alpha.
     pub fn new(rank: usize, alpha: f64, targets: Vec<String>) -> Settings {
         let targets = Targets::Listed(targets);
-        Settings { base_model: None, rank, alpha, uses_root: false, ranks: Vec::new(), alphas: Vec::new(), targets, dropout: 0.0 }
+        let (ranks, alphas, modules_to_save) = (Vec::new(), Vec::new(), Vec::new());
+        Settings { base_model: None, rank, alpha, uses_root: false, ranks, alphas, targets, dropout: 0.0, modules_to_save }
     }
 
     /// Reads the bytes of the file `path`.
@@ -68,6 +71,7 @@ impl Settings {
             alphas: fields.patterns("alpha_pattern", &alphas)?,
             targets: fields.targets()?,
             dropout: fields.get("lora_dropout")?.unwrap_or(0.0),
+            modules_to_save: fields.get("modules_to_save")?.unwrap_or_default(),
         };
         let ranks = settings.ranks.iter().map(|(_, rank)| *rank).chain([settings.rank]);
         if let Some(rank) = ranks.into_iter().find(|rank| *rank == 0 || *rank > MAX_RANK) {
@@ -102,9 +106,14 @@ impl Settings {
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,
-            "modules_to_save": null,
+            "modules_to_save": if self.modules_to_save.is_empty() { Value::Null } else { json!(self.modules_to_save) },
             "use_dora": false,
         })
+    }
+
+    /// Whether the module is replaced whole.
+    pub fn saves(&self, module: &str) -> bool {
+        self.modules_to_save.iter().any(|end| module.ends_with(end.as_str()))
     }
 
     /// The rank of the linear `module`.
@@ -170,9 +179,8 @@ struct Fields<'a> {
 }
 
 /// What makes an adapter more than LoRA where it is set, and what it then is.
-const OTHER_KINDS: [(&str, &str); 12] = [
+const OTHER_KINDS: [(&str, &str); 11] = [
     ("use_dora", "DoRA, which norms the sums of weights"),
-    ("modules_to_save", "modules that are replaced whole"),
     ("trainable_token_indices", "rows of embeddings that are replaced"),
     ("target_parameters", "matrices that belong to no linear, as those of experts"),
     ("layer_replication", "layers that are there several times"),

@@ -10,7 +10,7 @@ use super::latent_tensors::with_latent;
 use super::scaled_weights::with_scales;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
-use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
+use crate::platform::{self, ByteSource, DirectBuffer, Folder, IoMode, open_source};
 use crate::units::Bytes;
 use crate::weights::gguf::{self, split};
 use crate::weights::safetensors::Unreadable;
@@ -236,6 +236,19 @@ impl Checkpoint {
             Some((source, offset)) => source.read_at(offset, buffer),
             None => Err(self.outside(id, offset, buffer.len())),
         }
+    }
+
+    /// All values of a tensor.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn vector(&self, id: TensorId) -> Result<Vec<f32>> {
+        let tensor = &self.catalog[id];
+        let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, &tensor.name)?;
+        self.read(id, 0, &mut bytes)?;
+        let mut values = platform::zeroed(tensor.n_values() as usize, &tensor.name)?;
+        tensor.dtype.decode(&bytes, &mut values);
+        Ok(values)
     }
 
     /// Bytes of a shard, read without leaving them in the system's memory ([`ByteSource::read_direct`]).

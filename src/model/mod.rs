@@ -14,6 +14,7 @@ mod gguf_names;
 mod latent_tensors;
 mod limits;
 mod linears;
+mod norms;
 mod op;
 mod packed_weights;
 mod scaled_weights;
@@ -34,6 +35,7 @@ pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
 pub(crate) use gguf_names::translate as hugging_face_name;
 pub use linears::{Linear, LinearPart};
+pub use norms::Norm;
 pub(crate) use op::share_experts;
 pub use op::{
     Activation, Attention, Conv, CopyPart, DeltaRule, ExpertGroups, ExpertMatMul, Function, HeadMatMul, LayerNorm, LoraMatMul, Op, RmsNorm,

@@ -13,7 +13,7 @@ use crate::model::{Model, StateKind, StoreKv};
 use crate::plan::sizes::{KvCache, N_PARAMS_SETS, copied_ranges, kv_buffer_bytes, state_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::platform;
-use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
+use crate::stream::store::{caches_of, states_of, vectors_of};
 use crate::stream::{Kept, Store};
 use crate::units::Bytes;
 use crate::weights::TensorId;
@@ -59,7 +59,7 @@ impl Buffers {
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let mut vectors = HashMap::new();
         for id in vectors_of(model, plan, device) {
-            let values = read_vector(store.checkpoint(), id)?;
+            let values = store.checkpoint().vector(id)?;
             let size = Bytes(values.len() as u64 * 4).align_up(256);
             let buffer = gpu.buffer(&store.checkpoint().catalog[id].name, size, storage, Purpose::Weights).await?;
             gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&values));

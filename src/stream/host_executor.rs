@@ -15,7 +15,7 @@ use crate::plan::sizes::{copied_ranges, expert_rows_bytes, kv_buffer_bytes, pack
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, Product, Values};
-use crate::stream::store::{caches_of, kept_ranges, read_vector, states_of, vectors_of};
+use crate::stream::store::{caches_of, kept_ranges, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, Kept, Lane, Logits, LogitsRequest, Span, Store, Trace, passed_on};
 use crate::units::Bytes;
@@ -71,7 +71,7 @@ impl HostExecutor {
     pub fn new(model: &Model, plan: Arc<Plan>, store: Arc<Store>, trace: Trace) -> Result<HostExecutor> {
         let mut vectors = HashMap::new();
         for id in vectors_of(model, &plan, DEVICE) {
-            vectors.insert(id, read_vector(store.checkpoint(), id)?);
+            vectors.insert(id, store.checkpoint().vector(id)?);
         }
         let kv_bytes = |layer: &StoreKv| kv_buffer_bytes(layer, plan.kv_cache_of(DEVICE), plan.n_seqs, plan.ctx_size).0 as usize;
         let blocks = match plan.kv_dtype_of(DEVICE) {

@@ -17,7 +17,6 @@ use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, Work, expert_products, ho
 use crate::platform;
 use crate::stream::Store;
 use crate::stream::host_values::Values;
-use crate::stream::store::read_vector;
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -54,7 +53,7 @@ impl HostExperts {
     /// Those of reading.
     pub(super) fn new(model: &Arc<Model>, plan: &Arc<Plan>, store: &Store, chunks: impl Iterator<Item = usize>) -> Result<HostExperts> {
         let ids: BTreeSet<TensorId> = chunks.flat_map(|chunk| host_vectors(&plan.chunks[chunk], model)).collect();
-        let vectors = ids.into_iter().map(|id| Ok((id, read_vector(store.checkpoint(), id)?))).collect::<Result<HashMap<_, _>>>()?;
+        let vectors = ids.into_iter().map(|id| Ok((id, store.checkpoint().vector(id)?))).collect::<Result<HashMap<_, _>>>()?;
         let values = Values::new(Arc::clone(model), plan.n_seqs, plan.ctx_size);
         let of_vectors = Bytes(vectors.values().map(|vector| vector.len() as u64 * 4).sum());
         let scratch = packed_input_bytes(model, HOST_MISS_TOKENS) + expert_rows_bytes(model, HOST_MISS_TOKENS).unwrap_or_default();

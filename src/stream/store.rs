@@ -292,19 +292,6 @@ fn units_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> impl Iterator<
     model.units.iter().zip(&plan.units).filter(move |(_, planned)| planned.execute_on == device).map(|(unit, _)| unit)
 }
 
-/// Reads a norm weight or a bias, decoded.
-///
-/// # Errors
-/// Those of reading.
-pub(crate) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>> {
-    let tensor = &checkpoint.catalog[id];
-    let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, &tensor.name)?;
-    checkpoint.read(id, 0, &mut bytes)?;
-    let mut values = platform::zeroed(tensor.n_values() as usize, &tensor.name)?;
-    tensor.dtype.decode(&bytes, &mut values);
-    Ok(values)
-}
-
 /// Where each chunk is copied to in host memory: those that are stored there, whichever device computes with them, unless the file is
 /// mapped.
 fn places(checkpoint: &Checkpoint, plan: &Plan) -> Vec<Option<Range<usize>>> {

@@ -1,14 +1,16 @@
 //! What is trained: two small matrices beside each chosen linear layer (LoRA, Hu et al. 2021), whose product is added to its weight:
-//! `y = W·x + scale · B·(A·x)`.
+//! `y = W·x + scale · B·(A·x)`; and the weights of chosen norms themselves.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::dense::{add_sums, products, transposed};
+use super::vjp;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Format, Model, Op, UnitKind};
+use crate::model::{Checkpoint, Format, Model, Norm, Op, UnitKind};
 use crate::units::listed;
 use crate::weights::TensorId;
 
@@ -23,30 +25,37 @@ pub struct LoraOptions {
     pub targets: Vec<String>,
     /// Share of the inputs of A that are zeroed in training, from 0 to less than 1; the others grow by as much.
     pub dropout: f32,
+    /// Ends of the names of norms whose own weights are trained (`norm`, `input_layernorm`), as PEFT has them.
+    pub modules_to_save: Vec<String>,
 }
 
 impl Default for LoraOptions {
     fn default() -> LoraOptions {
-        LoraOptions { rank: 16, alpha: 32.0, targets: Vec::new(), dropout: 0.0 }
+        LoraOptions { rank: 16, alpha: 32.0, targets: Vec::new(), dropout: 0.0, modules_to_save: Vec::new() }
     }
 }
 
-/// The two matrices of one linear layer; also their gradients, and what an optimiser keeps of them.
+/// The two matrices of one linear layer, or the weights of a norm; also their gradients, and what an optimiser keeps of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
     /// The layer's name in a Hugging Face checkpoint: `model.layers.0.self_attn.q_proj`.
     pub module: String,
-    /// Columns of the weight.
+    /// Columns of the weight; values that are normed together.
     pub n_inputs: usize,
-    /// Rows of the weight.
+    /// Rows of the weight; 0 of a norm.
     pub n_outputs: usize,
-    /// `[rank, n_inputs]`
+    /// `[rank, n_inputs]`; of a norm its weights, as transformers has them.
     pub a: Vec<f32>,
-    /// `[n_outputs, rank]`
+    /// `[n_outputs, rank]`; of a norm its bias, if it has one.
     pub b: Vec<f32>,
 }
 
 impl Layer {
+    /// Whether it is a norm.
+    pub fn is_norm(&self) -> bool {
+        self.n_outputs == 0
+    }
+
     /// All values: A, then B.
     pub fn values(&self) -> impl Iterator<Item = &f32> {
         self.a.iter().chain(&self.b)
@@ -67,12 +76,25 @@ pub struct Adapter {
     pub alpha: f32,
     /// Share of inputs that are zeroed in training.
     pub dropout: f32,
-    /// In the order of the model's operations.
+    /// Linear layers in the order of the model's operations, then norms.
     pub layers: Vec<Layer>,
+    /// Ends of the names of norms that are trained.
+    pub modules_to_save: Vec<String>,
     /// For each row of a layer's weight the row that it is in transformers.
     pub(super) rows: Vec<Vec<usize>>,
     /// The layer of each weight.
     by_weight: HashMap<TensorId, usize>,
+    /// Vectors of norms that are trained.
+    vectors: HashMap<TensorId, TrainedVector>,
+}
+
+/// Weights or the bias of a norm.
+#[derive(Debug, Clone, Copy)]
+struct TrainedVector {
+    layer: usize,
+    is_bias: bool,
+    /// What stored values are larger by than those of the layer.
+    stored_offset: f32,
 }
 
 /// A layer's inputs as the forward pass had them.
@@ -121,7 +143,94 @@ impl Adapter {
             rows.push(part.map_or_else(|| (0..n_outputs).collect(), |part| part.rows.clone()));
             layers.push(Layer { module, n_inputs, n_outputs, a, b: vec![0.0; n_outputs * rank] });
         }
-        Ok(Adapter { rank, alpha, dropout, layers, rows, by_weight })
+        let modules_to_save = options.modules_to_save.clone();
+        let mut adapter = Adapter { rank, alpha, dropout, layers, modules_to_save, rows, by_weight, vectors: HashMap::new() };
+        norms_to_train(checkpoint, model, &adapter)?.into_iter().for_each(|(module, norm)| adapter.add_norm(module, norm));
+        Ok(adapter)
+    }
+
+    /// Appends a norm, whose values are zeros up to [`Adapter::begin_norms`].
+    fn add_norm(&mut self, module: String, norm: Norm) {
+        let (layer, n_inputs) = (self.layers.len(), norm.width);
+        let mut trains = |id: TensorId, is_bias: bool, stored_offset: f32| {
+            self.vectors.insert(id, TrainedVector { layer, is_bias, stored_offset });
+            vec![0.0; n_inputs]
+        };
+        let a = trains(norm.weight, false, norm.stored_offset);
+        let b = norm.bias.map_or(Vec::new(), |id| trains(id, true, 0.0));
+        self.layers.push(Layer { module, n_inputs, n_outputs: 0, a, b });
+        self.rows.push(Vec::new());
+    }
+
+    /// Norms begin with the weights of the model.
+    pub(super) fn begin_norms(&mut self, stored: &HashMap<TensorId, Vec<f32>>) {
+        for (id, TrainedVector { layer, is_bias, stored_offset }) in &self.vectors {
+            let layer = &mut self.layers[*layer];
+            let own = if *is_bias { &mut layer.b } else { &mut layer.a };
+            own.iter_mut().zip(stored.get(id).into_iter().flatten()).for_each(|(own, stored)| *own = stored - stored_offset);
+        }
+    }
+
+    /// The layers with matrices.
+    pub(super) fn linears(&self) -> &[Layer] {
+        let end = self.layers.iter().position(Layer::is_norm).unwrap_or(self.layers.len());
+        &self.layers[..end]
+    }
+
+    /// Whether norms are trained.
+    pub(super) fn trains_norms(&self) -> bool {
+        !self.vectors.is_empty()
+    }
+
+    /// Whether a vector is trained.
+    pub(super) fn trains(&self, vector: TensorId) -> bool {
+        self.vectors.contains_key(&vector)
+    }
+
+    /// The vectors that are trained, in the order of the model's tensors, as the model stores them.
+    pub(super) fn stored_vectors(&self) -> impl Iterator<Item = (TensorId, Vec<f32>)> {
+        let mut ids: Vec<&TensorId> = self.vectors.keys().collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|id| {
+            let TrainedVector { layer, is_bias, stored_offset } = self.vectors[id];
+            let layer = &self.layers[layer];
+            let own = if is_bias { &layer.b } else { &layer.a };
+            (*id, own.iter().map(|value| value + stored_offset).collect())
+        })
+    }
+
+    /// The gradient of a vector, if it is trained.
+    pub(super) fn gradient_of<'g>(&self, vector: TensorId, gradients: &'g mut [Layer]) -> Option<&'g mut Vec<f32>> {
+        let TrainedVector { layer, is_bias, .. } = self.vectors.get(&vector)?;
+        let layer = &mut gradients[*layer];
+        Some(if *is_bias { &mut layer.b } else { &mut layer.a })
+    }
+
+    /// The vectors of the model with those that are trained.
+    pub(super) fn vectors(&self, stored: &Arc<HashMap<TensorId, Vec<f32>>>) -> Arc<HashMap<TensorId, Vec<f32>>> {
+        if !self.trains_norms() {
+            return Arc::clone(stored);
+        }
+        let mut all = HashMap::clone(stored);
+        all.extend(self.stored_vectors());
+        Arc::new(all)
+    }
+
+    /// Adds the gradients of the weights and the bias of a norm, as far as they are trained, to `gradients`; from the gradient of what it gives,
+    /// and from `normed`, what it gives without both.
+    pub(super) fn add_norm_gradients(
+        &self,
+        [weight, bias]: [Option<TensorId>; 2],
+        normed: impl FnOnce() -> Vec<f32>,
+        upward: &[f32],
+        gradients: &mut [Layer],
+    ) {
+        if let Some(of_weight) = weight.and_then(|id| self.gradient_of(id, gradients)) {
+            vjp::add_rows(Some(&normed()), upward, of_weight);
+        }
+        if let Some(of_bias) = bias.and_then(|id| self.gradient_of(id, gradients)) {
+            vjp::add_rows(None, upward, of_bias);
+        }
     }
 
     /// What the product of both matrices is multiplied by.
@@ -214,6 +323,27 @@ fn candidates(checkpoint: &Checkpoint, model: &Model) -> Vec<(TensorId, String)>
         _ => None,
     });
     weights.map(|id| (id, checkpoint.catalog[id].name.replacen(".weight", "", 1))).collect()
+}
+
+/// The norms that options name, by their modules.
+fn norms_to_train(checkpoint: &Checkpoint, model: &Model, adapter: &Adapter) -> Result<BTreeMap<String, Norm>> {
+    let mut norms = model.norms(&checkpoint.catalog, matches!(checkpoint.format, Format::Gguf));
+    // Tokens are embedded apart from the passes.
+    let embeds =
+        |id: TensorId| model.units.iter().filter(|unit| unit.kind == UnitKind::Embedding).any(|unit| unit.vectors().any(|own| own == id));
+    norms.retain(|_, norm| !embeds(norm.weight));
+    for end in &adapter.modules_to_save {
+        if norms.keys().any(|module| module.ends_with(end.as_str())) && !end.is_empty() {
+            continue;
+        }
+        let mut leaves: Vec<&str> = norms.keys().map(|module| module.rsplit('.').next().unwrap_or(module)).collect();
+        leaves.sort_unstable();
+        leaves.dedup();
+        let reason = format!("`{end}` is no norm of this model, and norms alone are trained whole; it has {}", listed(&leaves));
+        return Err(Error::InvalidArgument { option: "modules to save".into(), reason });
+    }
+    norms.retain(|module, _| adapter.modules_to_save.iter().any(|end| module.ends_with(end.as_str())));
+    Ok(norms)
 }
 
 fn is_called(module: &str, target: &str) -> bool {

@@ -53,7 +53,7 @@ impl Scheduler {
 pub struct Optimizer {
     /// Its formula.
     pub kind: OptimizerKind,
-    /// Share of each value that is taken away at a learning rate of 1.
+    /// Share of each value that is taken away at a learning rate of 1; nothing is of norms, as in transformers' Trainer.
     pub weight_decay: f32,
     /// How much of the means stays at each step of AdamW: of gradients, of their squares. At first 0.9 and 0.999.
     pub betas: [f32; 2],
@@ -80,9 +80,11 @@ impl Optimizer {
     pub(super) fn step(&mut self, layers: &mut [Layer], gradients: &[Layer], rate: f64) {
         self.n_taken += 1;
         let Optimizer { kind, weight_decay: decay, betas, epsilon, momentum, n_taken, .. } = *self;
-        let step = Step { kind, decay, betas, epsilon, momentum, n_taken, rate };
+        let with_decay = Step { kind, decay, betas, epsilon, momentum, n_taken, rate };
+        let without_decay = Step { decay: 0.0, ..with_decay };
         for (index, (layer, gradient)) in layers.iter_mut().zip(gradients).enumerate() {
             let (first, second) = (&mut self.first[index], self.second.get_mut(index));
+            let step = if layer.is_norm() { &without_decay } else { &with_decay };
             let second = second.map_or((&mut [][..], &mut [][..]), |second| (&mut second.a[..], &mut second.b[..]));
             step.take(&mut layer.a, &gradient.a, &mut first.a, second.0);
             step.take(&mut layer.b, &gradient.b, &mut first.b, second.1);
@@ -91,6 +93,7 @@ impl Optimizer {
 }
 
 /// One step of some values.
+#[derive(Clone, Copy)]
 struct Step {
     kind: OptimizerKind,
     decay: f32,
@@ -178,7 +181,7 @@ mod tests {
 
     #[test]
     fn steps_are_those_of_torch() {
-        let layer = |a: [f32; 2]| Layer { module: String::new(), n_inputs: 2, n_outputs: 0, a: a.to_vec(), b: Vec::new() };
+        let layer = |a: [f32; 2]| Layer { module: String::new(), n_inputs: 2, n_outputs: 1, a: a.to_vec(), b: Vec::new() };
         // torch.optim.AdamW([1.0, -2.0], lr=0.1, weight_decay=0.01), SGD with momentum 0.9 likewise; gradients [0.5, -0.25], then [0.1, 0.3].
         for (kind, expected) in [
             (OptimizerKind::Adamw, [[0.899, -1.898], [0.817_796_95, -1.910_396_6]]),
@@ -192,6 +195,16 @@ mod tests {
                     assert!((found - expected as f32).abs() < 2e-6, "{kind:?}: {found}, not {expected}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn norms_are_not_decayed() {
+        let layer = |a: f32, n_outputs: usize| vec![Layer { module: String::new(), n_inputs: 1, n_outputs, a: vec![a], b: Vec::new() }];
+        for (n_outputs, expected) in [(1, 0.95), (0, 1.0)] {
+            let (mut values, zeros) = (layer(1.0, n_outputs), layer(0.0, n_outputs));
+            Optimizer::new(OptimizerKind::Adamw, 0.5, zeros.clone()).step(&mut values, &zeros, 0.1);
+            assert_eq!(values[0].a, [expected]);
         }
     }
 

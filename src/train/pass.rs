@@ -27,6 +27,8 @@ pub(super) struct HostPasses<'a> {
     weights: &'a Weights,
     adapter: &'a Adapter,
     values: Values,
+    /// Norm weights and biases, those that are trained as they are now.
+    vectors: Arc<HashMap<TensorId, Vec<f32>>>,
     /// By unit: what it has read.
     inputs: HashMap<usize, Vec<f32>>,
     /// The gradients of values.
@@ -79,8 +81,8 @@ pub(super) fn check(model: &Model, path: &str) -> Result<()> {
 
 impl<'a> HostPasses<'a> {
     pub(super) fn new(model: &'a Arc<Model>, weights: &'a Weights, adapter: &'a Adapter) -> HostPasses<'a> {
-        let values = Values::new(Arc::clone(model), 1, 1);
-        HostPasses { model, weights, adapter, values, inputs: HashMap::new(), gradients: HashMap::new(), draw: None }
+        let (values, vectors) = (Values::new(Arc::clone(model), 1, 1), adapter.vectors(&weights.vectors));
+        HostPasses { model, weights, adapter, values, vectors, inputs: HashMap::new(), gradients: HashMap::new(), draw: None }
     }
 
     /// Runs the operations of a unit; with `keeps`, what their backward passes need.
@@ -97,7 +99,7 @@ impl<'a> HostPasses<'a> {
                 Op::Attention(ref op) => {
                     let store = stored.ok_or_else(|| Error::internal("attention without keys"))?;
                     let params = attention::Params::of(op, &self.values.batch());
-                    let sinks = op.sinks.and_then(|id| self.weights.vectors.get(&id)).cloned();
+                    let sinks = op.sinks.and_then(|id| self.vectors.get(&id)).cloned();
                     let rows = [self.values.get(store.key), store.value.map_or(&[][..], |value| self.values.get(value))];
                     let read = Read::new(params, self.values.get(op.query).to_vec(), rows, &self.values.tokens, sinks);
                     let mut output = self.values.take(op.output);
@@ -107,7 +109,7 @@ impl<'a> HostPasses<'a> {
                 }
                 ref op => {
                     let kept = if keeps { self.read_by(op) } else { Kept::Nothing };
-                    self.values.run(op, &self.weights.vectors);
+                    self.values.run(op, &self.vectors);
                     kept
                 }
             };
@@ -160,7 +162,7 @@ impl<'a> HostPasses<'a> {
 
     /// The vector-Jacobian product of one operation.
     fn undo(&mut self, op: &Op, kept: Kept, gradients: &mut [Layer]) -> Result<()> {
-        let vectors = &self.weights.vectors;
+        let vectors = Arc::clone(&self.vectors);
         let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
         match (op, kept) {
             (Op::RmsNorm(norm), Kept::Input(input)) => {
@@ -172,6 +174,7 @@ impl<'a> HostPasses<'a> {
                 };
                 if let Some(upward) = self.end_of(norm.output) {
                     vjp::add_rms_norm(of, &input, &upward, self.gradient(norm.input));
+                    self.adapter.add_norm_gradients([norm.weight, None], || vjp::rms_normed(of, &input), &upward, gradients);
                 }
             }
             (Op::LayerNorm(norm), Kept::Input(input)) => {
@@ -183,6 +186,8 @@ impl<'a> HostPasses<'a> {
                 };
                 if let Some(upward) = self.end_of(norm.output) {
                     vjp::add_layer_norm(of, &input, &upward, self.gradient(norm.input));
+                    let ids = [Some(norm.weight), norm.bias];
+                    self.adapter.add_norm_gradients(ids, || vjp::layer_normed(of, &input), &upward, gradients);
                 }
             }
             (&Op::MatMul { input, weight, output }, kept) => {
@@ -285,14 +290,14 @@ impl HostPasses<'_> {
     }
 
     /// The loss of the batch: the sum over its rows of minus the logarithm of `targets`' probabilities. With a factor, the gradient of the
-    /// loss times it becomes that of the residual stream.
-    pub(super) fn loss(&mut self, targets: &[u32], gradient_of: Option<f32>) -> Result<f64> {
+    /// loss times it becomes that of the residual stream, and those of what is trained of the head are added to the layers beside it.
+    pub(super) fn loss(&mut self, targets: &[u32], gradient_of: Option<(f32, &mut [Layer])>) -> Result<f64> {
         let head = self.head()?;
         let before = Unit { name: String::new(), kind: UnitKind::Head, ops: head.before.to_vec() };
         let kept = self.run(&before, gradient_of.is_some())?;
         let logits = Logits { weights: self.weights, head: &head, input: self.values.get(head.input).to_vec(), targets };
         let (loss, totals) = logits.loss()?;
-        let Some(factor) = gradient_of else { return Ok(loss) };
+        let Some((factor, gradients)) = gradient_of else { return Ok(loss) };
         let of_input = logits.backward(&totals, factor)?;
         self.gradients.insert(head.input, of_input);
         for (op, kept) in before.ops.iter().zip(kept).rev() {
@@ -307,7 +312,7 @@ impl HostPasses<'_> {
                         own.iter_mut().zip(upward).for_each(|(own, upward)| *own += upward);
                     }
                 }
-                op => self.undo(op, kept, &mut [])?,
+                op => self.undo(op, kept, gradients)?,
             }
         }
         Ok(loss)

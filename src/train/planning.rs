@@ -75,6 +75,7 @@ impl Opening {
         let builder = builder.ctx_size(options.seq_len);
         let chosen = builder.clone().prepare().await?;
         pass::check(&chosen.model, &chosen.checkpoint.path)?;
+        let adapter = Adapter::new(&chosen.checkpoint, &chosen.model, &options.lora, options.seed)?;
         let gpu = gpu_of(&chosen);
         let found = gpu.as_ref().and_then(|(spec, _)| chosen.adapter(spec.device)).cloned();
         let workload = Workload {
@@ -84,7 +85,6 @@ impl Opening {
             n_seqs: options.batch,
         };
         let prediction = chosen.predict(workload);
-        let adapter = Adapter::new(&chosen.checkpoint, &chosen.model, &options.lora, options.seed)?;
         let masks = if gpu.is_some() { mask_bytes(&chosen.model, &adapter, MostTokens(workload.n_tokens)) } else { Bytes::ZERO };
         let host_bytes = bytes_needed(&chosen.model, options, adapter.n_values(), gpu.is_none()) + masks;
         // What training needs besides is taken off the budget of the plan; a GPU that shares the host's memory has its part of it already.

@@ -11,7 +11,7 @@ use super::adapter::{Adapter, Layer};
 use super::optim::{Optimizer, OptimizerKind, Scheduler};
 use super::trainer::{Progress, TrainOptions};
 use crate::error::{Error, Result};
-use crate::lora::{self, LowRank, Settings};
+use crate::lora::{self, LowRank, NormValues, Settings};
 use crate::model::Checkpoint;
 use crate::platform;
 
@@ -88,13 +88,21 @@ pub(super) fn write_adapter(adapter: &Adapter, layers: &[Layer], checkpoint: &Ch
 
 /// `layers`, of the shape of `adapter`, as others know them; messages call it `path`.
 pub(super) fn adapter_of(adapter: &Adapter, layers: &[Layer], checkpoint: &Checkpoint, path: &Path) -> Result<lora::Adapter> {
-    let mut targets: Vec<String> = layers.iter().map(|layer| layer.module.rsplit('.').next().unwrap_or_default().to_owned()).collect();
+    let (norms, linears): (Vec<_>, Vec<_>) = layers.iter().zip(&adapter.rows).partition(|(layer, _)| layer.is_norm());
+    let mut targets: Vec<String> =
+        linears.iter().map(|(layer, _)| layer.module.rsplit('.').next().unwrap_or_default().to_owned()).collect();
     targets.sort_unstable();
     targets.dedup();
     let mut settings = Settings::new(adapter.rank, f64::from(adapter.alpha), targets);
     settings.base_model = Some(checkpoint.path.clone());
     settings.dropout = f64::from(adapter.dropout);
-    let linears = layers.iter().zip(&adapter.rows).map(|(layer, rows)| {
+    settings.modules_to_save.clone_from(&adapter.modules_to_save);
+    let norms = norms.into_iter().map(|(layer, _)| {
+        let bias = (!layer.b.is_empty()).then(|| layer.b.clone());
+        (layer.module.clone(), NormValues { weight: layer.a.clone(), bias })
+    });
+    let norms = norms.collect();
+    let linears = linears.into_iter().map(|(layer, rows)| {
         let up = for_transformers(&layer.b, rows, adapter.rank);
         let scaling = settings.scaling_of(&layer.module).map_err(Error::internal)?;
         let (down, rank) = (layer.a.clone(), adapter.rank);
@@ -102,7 +110,7 @@ pub(super) fn adapter_of(adapter: &Adapter, layers: &[Layer], checkpoint: &Check
         Ok((layer.module.clone(), LowRank { rank, n_inputs, n_outputs, down, up, scaling }))
     });
     let linears = linears.collect::<Result<_>>()?;
-    Ok(lora::Adapter { path: path.display().to_string(), settings, linears })
+    Ok(lora::Adapter { path: path.display().to_string(), settings, linears, norms })
 }
 
 /// Reads the values of `adapter` from a folder.
@@ -117,6 +125,15 @@ fn read_layers(rank: usize, rows: &[Vec<usize>], layers: &mut [Layer], folder: &
     for (layer, rows) in layers.iter_mut().zip(rows) {
         let other =
             || Error::invalid_file(folder.display(), format!("is of another adapter: `{}` is missing or of another shape", layer.module));
+        if layer.is_norm() {
+            let NormValues { weight, bias } = found.norms.remove(&layer.module).ok_or_else(other)?;
+            let bias = bias.unwrap_or_default();
+            if (weight.len(), bias.len()) != (layer.a.len(), layer.b.len()) {
+                return Err(other());
+            }
+            (layer.a, layer.b) = (weight, bias);
+            continue;
+        }
         let linear = found.linears.remove(&layer.module).ok_or_else(other)?;
         if (linear.down.len(), linear.up.len(), linear.rank) != (layer.a.len(), layer.b.len(), rank) {
             return Err(other());
@@ -124,7 +141,7 @@ fn read_layers(rank: usize, rows: &[Vec<usize>], layers: &mut [Layer], folder: &
         layer.a = linear.down;
         layer.b = for_model(&linear.up, rows, rank);
     }
-    match found.linears.keys().next() {
+    match found.linears.keys().chain(found.norms.keys()).next() {
         Some(module) => Err(Error::invalid_file(folder.display(), format!("is of another adapter: it has `{module}`"))),
         None => Ok(()),
     }

@@ -162,7 +162,7 @@ impl Trainer {
     /// Those of planning and reading; [`Error::UnsupportedModel`] where gradients of its operations are not computed;
     /// [`Error::InvalidArgument`] for an option that is not possible; [`Error::DoesNotFit`].
     pub async fn open(builder: EngineBuilder, options: TrainOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Trainer> {
-        let Opening { mut prepared, adapter, gpu, found, .. } = Opening::new(builder, &options).await?;
+        let Opening { mut prepared, mut adapter, gpu, found, .. } = Opening::new(builder, &options).await?;
         let text = prepared.take_text()?;
         let total = Store::bytes_to_load(&prepared.checkpoint, &prepared.model, &prepared.plan);
         let done = AtomicU64::new(0);
@@ -172,6 +172,7 @@ impl Trainer {
         };
         let store = Store::load(Arc::clone(&prepared.checkpoint), &prepared.model, Arc::clone(&prepared.plan), &loaded)?;
         let weights = Weights::new(&prepared.model, Arc::clone(&prepared.plan), Arc::new(store))?;
+        adapter.begin_norms(&weights.vectors);
         let optimizer = Optimizer::new(options.optimizer, options.weight_decay, adapter.zeros());
         let model = Arc::new(prepared.model);
         let gpu = match gpu.zip(found) {
@@ -208,12 +209,12 @@ impl Trainer {
         self.gpu.as_ref().map(GpuPasses::gpu_use)
     }
 
-    /// How it is trained.
     /// Frozen weights that have come to what computes up to now.
     fn streamed(&self) -> Bytes {
         self.gpu.as_ref().map_or_else(|| self.weights.bytes_read(), GpuPasses::streamed)
     }
 
+    /// How it is trained.
     pub fn options(&self) -> &TrainOptions {
         &self.options
     }
@@ -359,8 +360,8 @@ impl Trainer {
                 pauses.pause().await?;
                 host::among_threads(|| passes.forward(unit, unit >= first_kept))?;
             }
-            let factor = gradients.as_ref().map(|(factor, _)| *factor);
-            let of_batch = host::among_threads(|| passes.loss(&targets, factor))?;
+            let gradient_of = gradients.as_mut().map(|(factor, sum)| (*factor, &mut sum.layers[..]));
+            let of_batch = host::among_threads(|| passes.loss(&targets, gradient_of))?;
             loss += of_batch;
             let Some((_, gradients)) = gradients.as_mut().filter(|_| of_batch.is_finite()) else { continue };
             for unit in (first_kept..units.end).rev() {
@@ -386,7 +387,7 @@ impl Trainer {
         let mut pauses = Pauses { is_cancelled, turns: Turns::new() };
         let factor = gradients.as_ref().map(|(factor, _)| *factor);
         let mut loss = 0.0;
-        gpu.begin(adapter);
+        gpu.begin(adapter)?;
         for (index, sequences) in batches(options, sequences).into_iter().enumerate() {
             let (batch, targets) = batch_of(sequences);
             if targets.is_empty() {
@@ -424,7 +425,8 @@ impl Trainer {
     }
 
     fn is_adapted(&self, unit: usize) -> bool {
-        self.model.units[unit].matrices().any(|weight| self.adapter.beside(weight).is_some())
+        let (unit, adapter) = (&self.model.units[unit], &self.adapter);
+        unit.matrices().any(|weight| adapter.beside(weight).is_some()) || unit.vectors().any(|vector| adapter.trains(vector))
     }
 
     /// Begins with the values of an adapter in PEFT's form, of the same layers and rank.

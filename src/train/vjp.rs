@@ -34,6 +34,18 @@ pub(super) struct NormOf<'a> {
 }
 
 impl NormOf<'_> {
+    /// Over the root of the mean square of a row.
+    fn rms_scale(&self, row: &[f32]) -> f32 {
+        1.0 / (sum_of(row, row, |a, b| a * b) / row.len() as f32 + self.epsilon).sqrt()
+    }
+
+    /// The mean of a row, and over its standard deviation.
+    fn mean_and_scale(&self, row: &[f32]) -> (f32, f32) {
+        let n = row.len() as f32;
+        let mean = sum_of(row, row, |a, _| a) / n;
+        (mean, 1.0 / (sum_of(row, row, |a, _| (a - mean) * (a - mean)) / n + self.epsilon).sqrt())
+    }
+
     /// The gradient behind the product with the weights.
     fn weighted(&self, gradient: &[f32]) -> Vec<f32> {
         match self.weight {
@@ -43,12 +55,48 @@ impl NormOf<'_> {
     }
 }
 
+/// `x · s` of [`add_rms_norm`].
+pub(super) fn rms_normed(norm: NormOf<'_>, input: &[f32]) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let scale = norm.rms_scale(row);
+        row.iter().map(|x| x * scale).collect::<Vec<f32>>()
+    };
+    input.par_chunks_exact(norm.group_size).with_min_len(MIN_PARALLEL_VALUES.div_ceil(norm.group_size)).flat_map_iter(row).collect()
+}
+
+/// `x̂` of [`add_layer_norm`].
+pub(super) fn layer_normed(norm: NormOf<'_>, input: &[f32]) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let (mean, scale) = norm.mean_and_scale(row);
+        row.iter().map(|x| (x - mean) * scale).collect::<Vec<f32>>()
+    };
+    input.par_chunks_exact(norm.group_size).with_min_len(MIN_PARALLEL_VALUES.div_ceil(norm.group_size)).flat_map_iter(row).collect()
+}
+
+/// Adds the sum of all rows of `gradient`, value by value times `by`, to the row `into`: the gradient of weights that all rows are multiplied
+/// by, or without `by` of a bias. Each sum has one order on any number of threads.
+pub(super) fn add_rows(by: Option<&[f32]>, gradient: &[f32], into: &mut [f32]) {
+    const COLUMNS: usize = 64;
+    let n = into.len();
+    into.par_chunks_mut(COLUMNS).enumerate().for_each(|(part, into)| {
+        let mut sums = [0.0f64; COLUMNS];
+        for begin in (part * COLUMNS..gradient.len()).step_by(n) {
+            let gradient = &gradient[begin..][..into.len()];
+            match by.map(|by| &by[begin..][..into.len()]) {
+                Some(by) => sums.iter_mut().zip(gradient.iter().zip(by)).for_each(|(sum, (dy, x))| *sum += f64::from(*dy) * f64::from(*x)),
+                None => sums.iter_mut().zip(gradient).for_each(|(sum, dy)| *sum += f64::from(*dy)),
+            }
+        }
+        into.iter_mut().zip(sums).for_each(|(into, sum)| *into += sum as f32);
+    });
+}
+
 /// Of `y = x · s · w` with `s = 1 / √(mean x² + ε)`: `dx = s · g − x · s³ · mean(g · x)`, where `g = dy · w`. Added to `into`.
 pub(super) fn add_rms_norm(norm: NormOf<'_>, input: &[f32], gradient: &[f32], into: &mut [f32]) {
     let n = norm.group_size;
     let rows = input.par_chunks_exact(n).zip(gradient.par_chunks_exact(n));
     into.par_chunks_exact_mut(n).zip(rows).with_min_len(MIN_PARALLEL_VALUES.div_ceil(n)).for_each(|(into, (input, gradient))| {
-        let scale = 1.0 / (sum_of(input, input, |a, b| a * b) / n as f32 + norm.epsilon).sqrt();
+        let scale = norm.rms_scale(input);
         let gradient = norm.weighted(gradient);
         let along = scale * scale * scale * sum_of(&gradient, input, |a, b| a * b) / n as f32;
         for ((into, input), gradient) in into.iter_mut().zip(input).zip(&gradient) {
@@ -62,8 +110,7 @@ pub(super) fn add_layer_norm(norm: NormOf<'_>, input: &[f32], gradient: &[f32], 
     let n = norm.group_size;
     let rows = input.par_chunks_exact(n).zip(gradient.par_chunks_exact(n));
     into.par_chunks_exact_mut(n).zip(rows).with_min_len(MIN_PARALLEL_VALUES.div_ceil(n)).for_each(|(into, (input, gradient))| {
-        let mean = sum_of(input, input, |a, _| a) / n as f32;
-        let scale = 1.0 / (sum_of(input, input, |a, _| (a - mean) * (a - mean)) / n as f32 + norm.epsilon).sqrt();
+        let (mean, scale) = norm.mean_and_scale(input);
         let gradient = norm.weighted(gradient);
         let level = sum_of(&gradient, input, |a, _| a) / n as f32;
         let along = sum_of(&gradient, input, |a, b| a * (b - mean) * scale) / n as f32;

@@ -19,7 +19,6 @@ use crate::model::{Checkpoint, Model};
 use crate::plan::{Plan, Slice};
 use crate::platform;
 use crate::stream::Store;
-use crate::stream::store::read_vector;
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -50,7 +49,7 @@ impl Weights {
         }
         let mut vectors = HashMap::new();
         for id in model.units.iter().flat_map(|unit| unit.vectors()) {
-            vectors.insert(id, read_vector(store.checkpoint(), id)?);
+            vectors.insert(id, store.checkpoint().vector(id)?);
         }
         Ok(Weights { store, plan, places, vectors: Arc::new(vectors), n_read: AtomicU64::new(0) })
     }
@@ -62,11 +61,11 @@ impl Weights {
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         self.store.checkpoint()
     }
+
     /// Bytes of rows that were read from disk up to now.
     pub(super) fn bytes_read(&self) -> Bytes {
         Bytes(self.n_read.load(Ordering::Relaxed))
     }
-
 
     /// Bytes of chunks that are stored on disk.
     pub(super) fn bytes_on_disk(&self) -> Bytes {
@@ -93,8 +92,8 @@ impl Weights {
             }
         }
         let mut rows = platform::zeroed(len as usize, "rows of a matrix")?;
-        self.n_read.fetch_add(len, Ordering::Relaxed);
         self.checkpoint().read(id, begin, &mut rows)?;
+        self.n_read.fetch_add(len, Ordering::Relaxed);
         // What comes next is fetched meanwhile.
         let rest = self.checkpoint().catalog[id].size_bytes.0 - begin - len;
         self.checkpoint().will_need(id, begin + len, rest.min(len));

@@ -23,7 +23,7 @@ pub fn adapter(home: &Home, name: &str, factor: f32) -> String {
     };
     let linears = [("model.layers.0.mlp.up_proj".to_owned(), linear)].into();
     let folder: PathBuf = home.path(name);
-    Adapter { path: String::new(), settings, linears }.write(&folder).unwrap();
+    Adapter { path: String::new(), settings, linears, norms: [].into() }.write(&folder).unwrap();
     text(&folder)
 }
 

@@ -28,11 +28,13 @@ fn a_model_learns_what_it_is_told_and_the_log_says_how() {
     let (model, out) = (home.folder_model(), text(&home.path("out")));
     let data = data(&home, "data.jsonl", &facts());
     let arguments = ["train", &model, "--data", &data, "--out", &out, "--epochs", "8", "--batch", "2", "--accumulate", "3", "--lr", "2e-2"];
-    let ran =
-        home.run(&[&arguments[..], &["--eval-data", &data, "--eval-every", "4", "--scheduler", "cosine", "--warmup", "0.1"]].concat());
+    let more = ["--eval-data", &data, "--eval-every", "4", "--scheduler", "cosine", "--warmup", "0.1", "--modules-to-save", "norm"];
+    let ran = home.run(&[&arguments[..], &more].concat());
     assert_eq!((ran.code, ran.stdout.trim()), (Some(0), out.as_str()), "{}", ran.stderr);
     assert!(ran.stderr.contains("6 records train") && ran.stderr.contains("step 8: evaluation loss"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("8 steps in "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("8 steps in ") && ran.stderr.contains(" linear layers and of 9 norms"), "{}", ran.stderr);
+    let ran = home.run(&["run", &model, "-p", "a", "--lora", &out, "-n", "4", "--seed", "1"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let log = std::fs::read_to_string(Path::new(&out).join("training.jsonl")).unwrap();
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
@@ -42,6 +44,7 @@ fn a_model_learns_what_it_is_told_and_the_log_says_how() {
     assert!(std::fs::read_to_string(Path::new(&out).join("loss.svg")).unwrap().contains("<polyline"));
     let config: Value = serde_json::from_slice(&std::fs::read(Path::new(&out).join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&json!("LORA"), &json!(16), &json!(32)));
+    assert_eq!(config["modules_to_save"], json!(["norm"]));
 }
 
 /// The messages of an event file, whose checksums are computed bit by bit.

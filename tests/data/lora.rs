@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tierflow::convert::{ConvertOptions, convert_with};
 use tierflow::device::DeviceChoice;
 use tierflow::engine::{Engine, TextFiles};
-use tierflow::lora::{Adapter, LowRank, Scaled, Settings, Targets};
+use tierflow::lora::{Adapter, LowRank, NormValues, Scaled, Scales, Settings, Targets};
 use tierflow::stream::{Logits, LogitsRequest};
 
 use crate::families;
@@ -28,7 +28,7 @@ fn linear(settings: &Settings, module: &str, [n_inputs, n_outputs]: [usize; 2], 
 fn adapter(settings: Settings) -> Adapter {
     let of = |module: &str, sides| (module.to_owned(), linear(&settings, module, sides, module.len() as f32));
     let linears = [of(MODULE, [12, 20]), of("model.layers.1.mlp.down_proj", [7, 12])].into();
-    Adapter { path: String::new(), settings, linears }
+    Adapter { path: String::new(), settings, linears, norms: [].into() }
 }
 
 fn settings() -> Settings {
@@ -100,7 +100,6 @@ fn kinds_that_are_more_than_lora_are_refused_by_name() {
     set("peft_type", json!("IA3"), "LORA alone is supported");
     set("peft_type", Value::Null, "peft_type");
     set("use_dora", json!(true), "DoRA");
-    set("modules_to_save", json!(["lm_head"]), "replaced whole");
     set("target_parameters", json!(["mlp.experts.gate_up_proj"]), "experts");
     set("layer_replication", json!([[0, 1], [0, 1]]), "several times");
     set("lora_bias", json!(true), "biases");
@@ -121,6 +120,84 @@ fn kinds_that_are_more_than_lora_are_refused_by_name() {
         let (_folder, path) = written(&adapter(settings()), |config| config[name] = value);
         assert!(Adapter::open(&path).is_ok(), "{name}");
     }
+}
+
+#[test]
+fn norms_that_are_replaced_are_written_and_read() {
+    let ends = vec!["norm".to_owned(), "ln".to_owned()];
+    let mut norms = adapter(Settings { modules_to_save: ends, ..settings() });
+    let values = |weight: &[f32], bias: Option<&[f32]>| NormValues { weight: weight.into(), bias: bias.map(Into::into) };
+    let named = [("model.norm", values(&[1.0, -2.5, 3.0], None)), ("model.layers.0.ln", values(&[0.5], Some(&[4.0])))];
+    norms.norms = named.map(|(module, values)| (module.to_owned(), values)).into();
+    let (_folder, path) = written(&norms, |_| {});
+    let read = Adapter::open(&path).unwrap();
+    assert_eq!((&read.settings, &read.linears, &read.norms), (&norms.settings, &norms.linears, &norms.norms));
+    assert_eq!(read.n_values(), adapter(settings()).n_values() + 5);
+    let refused = |change: &dyn Fn(&mut Adapter), expected: &str| {
+        let mut other = norms.clone();
+        change(&mut other);
+        let (_folder, path) = written(&other, |_| {});
+        let text = refusal(&path);
+        assert!(text.contains(WEIGHTS) && text.contains(expected), "{text}");
+    };
+    refused(&|other| drop(other.norms.remove("model.norm")), "holds no weight of `norm`, which `modules_to_save` names");
+    refused(&|other| other.settings.modules_to_save.truncate(1), "tensor `base_model.model.model.layers.0.ln.bias`");
+    refused(&|other| other.norms.get_mut("model.norm").unwrap().weight[1] = f32::INFINITY, "training failed");
+    let head = ("base_model.model.lm_head.weight", [3, 4]);
+    let (_folder, path) = written(&adapter(settings()), |config| config["modules_to_save"] = json!(["lm_head"]));
+    assert!(refusal(&path).contains("holds no weight of `lm_head`"), "{}", refusal(&path));
+    fs::write(path.join(WEIGHTS), file(&[head], safetensors::Dtype::F32, 0.5)).unwrap();
+    assert!(refusal(&path).contains("lm_head.weight` is a matrix that is replaced whole"), "{}", refusal(&path));
+}
+
+#[test]
+fn norms_of_another_model_are_named() {
+    let root = tempfile::tempdir().unwrap();
+    let model = families::written(root.path(), "llama");
+    let refused = |module: &str, width: usize, bias: Option<Vec<f32>>| {
+        let norms = [(module.to_owned(), NormValues { weight: vec![1.0; width], bias })].into();
+        let adapter = Arc::new(Adapter { path: "an adapter".into(), settings: settings(), linears: [].into(), norms });
+        let builder = Engine::builder(&model).text(TextFiles::Skip).device(DeviceChoice::Cpu).lora(adapter, 1.0);
+        pollster::block_on(builder.clone().prepare()).err().unwrap().to_string()
+            + &pollster::block_on(builder.lora_scales(Scales::Chosen).prepare()).err().unwrap().to_string()
+    };
+    assert!(refused("model.layers.9.input_layernorm", 60, None).contains("is no norm of"));
+    assert!(refused("model.norm", 59, None).contains("by 59 values, and the model's norm has 60"));
+    let reported = refused("model.norm", 60, Some(vec![0.0; 60]));
+    assert!(reported.contains("has a bias for `model.norm`") && reported.contains("requests cannot choose"), "{reported}");
+}
+
+/// Of every family, transformers' norms are found in its files.
+#[test]
+fn norms_of_files_are_those_of_folders() {
+    let root = tempfile::tempdir().unwrap();
+    let mut n_offset = 0;
+    for name in
+        ["llama", "qwen3", "gemma2", "gemma3", "nemotron", "starcoder2", "gpt2", "olmo2", "cohere", "qwen3_5", "qwen3_5_moe", "qwen3_next"]
+    {
+        let folder = families::written(root.path(), name);
+        let file = root.path().join(format!("{name}-gguf"));
+        if !file.exists() {
+            continue;
+        }
+        let [own, other] = [folder, file].map(|path| {
+            let builder = Engine::builder(&path).text(TextFiles::Skip).device(DeviceChoice::Cpu);
+            let prepared = pollster::block_on(builder.prepare()).unwrap();
+            let norms = prepared.model.norms(&prepared.checkpoint.catalog, path.ends_with(format!("{name}-gguf")));
+            let values = |(module, norm): (String, tierflow::model::Norm)| {
+                let stored = prepared.checkpoint.vector(norm.weight).unwrap();
+                (module, norm.stored_offset, stored.iter().map(|value| value - norm.stored_offset).collect::<Vec<f32>>())
+            };
+            norms.into_iter().map(values).collect::<Vec<_>>()
+        });
+        assert_eq!(own.len(), other.len(), "{name}");
+        for ((module, offset, values), (other, of_file, found)) in own.iter().zip(&other) {
+            n_offset += u32::from(*of_file != 0.0);
+            assert!(module == other && *offset == 0.0, "{name}: {module} {other}");
+            assert!(values.iter().zip(found).all(|(value, found)| (value - found).abs() < 1e-2), "{name}: {module}");
+        }
+    }
+    assert!(n_offset > 10, "{n_offset}");
 }
 
 #[test]
@@ -231,7 +308,7 @@ fn logits(model: &Path, loras: &[Scaled]) -> Vec<f32> {
 #[test]
 fn merged_adapters_answer_as_adapters_do() {
     let root = tempfile::tempdir().unwrap();
-    for name in ["llama", "llama-patterns", "gemma2", "phi3", "gpt2", "gpt_neox"] {
+    for name in ["llama", "llama-patterns", "llama-norms", "gemma2", "gemma3-norms", "phi3", "gpt2", "gpt_neox"] {
         let base = name.split('-').next().unwrap();
         let folder = families::written(root.path(), base);
         let loras = [Scaled { adapter: Arc::new(Adapter::open(&golden(name)).unwrap()), scale: 0.75 }];
@@ -259,7 +336,7 @@ fn what_cannot_be_merged_is_refused_by_name() {
     let model = families::written(root.path(), "qwen2");
     let settings = Settings::new(2, 2.0, vec!["lm_head".into()]);
     let linears = [("lm_head".to_owned(), linear(&settings, "lm_head", [96, 261], 1.0))].into();
-    let adapter = Arc::new(Adapter { path: "an adapter".into(), settings, linears });
+    let adapter = Arc::new(Adapter { path: "an adapter".into(), settings, linears, norms: [].into() });
     let loras = [Scaled { adapter, scale: 1.0 }];
     let out = root.path().join("merged.gguf");
     let options = ConvertOptions { file_type: "f32".parse().unwrap(), pure: false };

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::slice::from_ref;
+use std::sync::Arc;
 
 use pollster::block_on;
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::Error;
-use tierflow::lora::{self, LowRank, Settings};
+use tierflow::lora::{self, LowRank, NormValues, Settings};
 use tierflow::machine::Measure;
+use tierflow::plan::{KvDType, PlanOptions};
+use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use tierflow::train::{DataSet, Example, Layer, LoraOptions, LossOptions, OptimizerKind, Progress, Sequence, TrainOptions, Trainer};
 use tierflow::units::Bytes;
 
@@ -20,6 +23,7 @@ use super::models::families;
 #[derive(Deserialize)]
 struct Goldens {
     cases: Vec<Case>,
+    norms: Vec<Case>,
     curve: Vec<f64>,
 }
 
@@ -27,6 +31,7 @@ struct Goldens {
 struct Case {
     name: String,
     targets: Vec<String>,
+    norms: Vec<String>,
     loss: f64,
     gradients: BTreeMap<String, Gradient>,
 }
@@ -56,7 +61,7 @@ fn text(number: usize, len: usize) -> Example {
 
 fn options(targets: &[&str]) -> TrainOptions {
     let targets = targets.iter().map(|target| (*target).to_owned()).collect();
-    let lora = LoraOptions { rank: RANK, alpha: 8.0, targets, dropout: 0.0 };
+    let lora = LoraOptions { rank: RANK, alpha: 8.0, targets, ..LoraOptions::default() };
     TrainOptions { lora, batch: 2, seq_len: 64, n_steps: 50, ..TrainOptions::default() }
 }
 
@@ -71,23 +76,31 @@ fn open(builder: EngineBuilder, options: TrainOptions) -> Trainer {
 /// Gives a trainer the script's adapter, through a folder in PEFT's form.
 fn begin(trainer: &mut Trainer, folder: &Path, scale_of_b: f32) {
     let mut settings = Settings::new(RANK, 8.0, vec!["q_proj".into()]);
-    settings.dropout = 0.0;
-    let linears = trainer.adapter().layers.iter().map(|layer| {
+    settings.modules_to_save.clone_from(&trainer.adapter().modules_to_save);
+    let (norms, linears): (Vec<&Layer>, Vec<&Layer>) = trainer.adapter().layers.iter().partition(|layer| layer.is_norm());
+    // They begin as the model's own.
+    let norm = |layer: &Layer| {
+        let bias = (!layer.b.is_empty()).then(|| layer.b.clone());
+        (layer.module.clone(), NormValues { weight: layer.a.clone(), bias })
+    };
+    let norms = norms.into_iter().map(norm).collect();
+    let linears = linears.into_iter().map(|layer| {
         let Layer { module, n_inputs, n_outputs, a, b } = layer;
         let scale_of_a = 1.0 / (*n_inputs as f32).sqrt();
         let down = families::uniform(&format!("{module}.lora_A"), a.len()).into_iter().map(|x| x * scale_of_a).collect();
         let up = families::uniform(&format!("{module}.lora_B"), b.len()).into_iter().map(|x| x * scale_of_b).collect();
         (module.clone(), LowRank { rank: RANK, n_inputs: *n_inputs, n_outputs: *n_outputs, down, up, scaling: 2.0 })
     });
-    lora::Adapter { path: String::new(), settings, linears: linears.collect() }.write(folder).unwrap();
+    lora::Adapter { path: String::new(), settings, linears: linears.collect(), norms }.write(folder).unwrap();
     trainer.begin_from(folder).unwrap();
 }
 
 fn check(name: &str, layers: &[Layer], expected: &BTreeMap<String, Gradient>) {
     let mut found: BTreeMap<String, &[f32]> = BTreeMap::new();
     for layer in layers {
-        found.insert(format!("{}.lora_A", layer.module), &layer.a);
-        found.insert(format!("{}.lora_B", layer.module), &layer.b);
+        let names = if layer.is_norm() { ["weight", "bias"] } else { ["lora_A", "lora_B"] };
+        let matrices = names.into_iter().zip([&layer.a, &layer.b]).filter(|(_, values)| !values.is_empty());
+        found.extend(matrices.map(|(name, values)| (format!("{}.{name}", layer.module), &values[..])));
     }
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
     for (matrix, expected) in expected {
@@ -117,6 +130,84 @@ fn gradients_of_many_families_are_those_of_torch_and_peft() {
             let (loss, gradients) = block_on(trainer.gradients(examples)).unwrap();
             assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
             check(&case.name, &gradients.layers, &case.gradients);
+        }
+    }
+}
+
+/// Options of a case whose norms are trained.
+fn with_norms(case: &Case) -> TrainOptions {
+    let targets: Vec<&str> = case.targets.iter().map(String::as_str).collect();
+    let lora = LoraOptions { modules_to_save: case.norms.clone(), ..options(&targets).lora };
+    TrainOptions { lora, ..options(&targets) }
+}
+
+#[test]
+fn gradients_of_norms_are_those_of_torch() {
+    gradients_of_norms(builder);
+}
+
+#[test]
+fn gradients_of_norms_on_an_adapter_are_those_of_torch() {
+    gradients_of_norms(on_gpu);
+}
+
+fn gradients_of_norms(builder: impl Fn(&Path) -> EngineBuilder) {
+    let root = tempfile::tempdir().unwrap();
+    let cases = goldens().norms;
+    assert!(cases.len() > 5);
+    for case in cases {
+        let mut trainer = open(builder(&families::written(root.path(), &case.name)), with_norms(&case));
+        begin(&mut trainer, &root.path().join("adapter"), 0.1);
+        let (loss, gradients) = block_on(trainer.gradients(&[&text(0, 21), &text(1, 9)])).unwrap();
+        assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
+        check(&case.name, &gradients.layers, &case.gradients);
+    }
+}
+
+/// The mean loss of a text, as an engine with an adapter predicts it.
+fn loss_of(model: &Path, adapter: Option<&Path>, text: &Example) -> f64 {
+    let len = text.tokens.len();
+    let plan_options = PlanOptions { ctx_size: Some(len), logit_rows: len, kv_dtype: KvDType::F32, ..PlanOptions::default() };
+    let mut builder = builder(model).device(DeviceChoice::Cpu).plan_options(plan_options);
+    if let Some(adapter) = adapter {
+        builder = builder.lora(Arc::new(lora::Adapter::open(adapter).unwrap()), 1.0);
+    }
+    let tokens = (0..).zip(&text.tokens).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect();
+    let batch = Batch { tokens, logits_for: (0..len as u32).collect(), logits_request: LogitsRequest::All };
+    let logits = block_on(block_on(builder.open()).unwrap().forward(&batch)).unwrap();
+    let rows = logits.iter().map(|row| if let Logits::All(row) = row { row } else { panic!("all logits") });
+    let rows = rows.zip(&text.tokens[1..]).zip(&text.is_trained[1..]);
+    let losses = rows.filter(|(_, is_trained)| **is_trained).map(|((logits, token), _)| {
+        let most = logits.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+        f64::from(most) + sum.ln() - f64::from(logits[*token as usize])
+    });
+    losses.sum::<f64>() / text.n_trained() as f64
+}
+
+#[test]
+fn norms_that_were_trained_answer_as_in_training() {
+    let root = tempfile::tempdir().unwrap();
+    let (text, saved) = (text(0, 21), root.path().join("trained"));
+    for (name, end) in [("gemma2", "norm"), ("starcoder2", "layernorm")] {
+        let folder = families::written(root.path(), name);
+        let of_file = root.path().join(format!("{name}-gguf/model.gguf"));
+        for model in [folder.clone(), of_file].into_iter().filter(|model| model.exists()) {
+            let lora = LoraOptions { modules_to_save: vec![end.into()], ..options(&["v_proj"]).lora };
+            let mut trainer = open(builder(&model), TrainOptions { lora, learning_rate: 3e-2, ..options(&[]) });
+            let n_norms = trainer.adapter().layers.iter().filter(|layer| layer.is_norm()).count();
+            let before = block_on(trainer.evaluate(&DataSet { examples: vec![text.clone()], ..DataSet::default() })).unwrap();
+            assert!((loss_of(&model, None, &text) - before).abs() < 1e-4, "{}", model.display());
+            (0..3).for_each(|_| drop(block_on(trainer.step_on(&[&text])).unwrap()));
+            let after = block_on(trainer.evaluate(&DataSet { examples: vec![text.clone()], ..DataSet::default() })).unwrap();
+            trainer.save_adapter(&saved).unwrap();
+            let read = lora::Adapter::open(&saved).unwrap();
+            assert!(read.norms.len() == n_norms && n_norms > 4 && read.settings.modules_to_save == [end], "{name}: {n_norms}");
+            // The adapter holds transformers' weights, whichever file it was trained beside.
+            for model in [&model, &folder] {
+                let found = loss_of(model, Some(&saved), &text);
+                assert!((found - after).abs() < 1e-4 && (before - after).abs() > 0.1, "{}: {found}, not {after}", model.display());
+            }
         }
     }
 }
@@ -176,7 +267,7 @@ fn an_adapter_drops_what_the_host_drops() {
 fn what_streams_through_an_adapter_changes_no_bit() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "qwen3");
-    let lora = || LoraOptions { dropout: 0.3, ..options(&["q_proj", "down_proj"]).lora };
+    let lora = || LoraOptions { dropout: 0.3, modules_to_save: vec!["norm".into()], ..options(&["q_proj", "down_proj"]).lora };
     let options = || TrainOptions { lora: lora(), learning_rate: 1e-2, ..options(&[]) };
     let of = |mut trainer: Trainer| {
         let layers = trained(&mut trainer, 3);
@@ -298,11 +389,15 @@ fn packed_examples_train_as_those_side_by_side() {
 fn neither_threads_nor_places_of_weights_change_a_bit() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "qwen3");
-    let options = || TrainOptions { lora: LoraOptions { dropout: 0.1, ..options(&[]).lora }, learning_rate: 1e-2, ..options(&[]) };
+    let lora = || LoraOptions { dropout: 0.1, modules_to_save: vec!["norm".into()], ..options(&[]).lora };
+    let options = || TrainOptions { lora: lora(), learning_rate: 1e-2, ..options(&[]) };
     let expected = trained(&mut open(builder(&folder), options()), 4);
     let mut from_disk = in_little_host_memory(&builder(&folder), options());
-    assert!(from_disk.bytes_on_disk().0 > 0, "something streams");
+    let on_disk = from_disk.bytes_on_disk();
+    assert!(on_disk.0 > 0, "something streams");
     assert!(trained(&mut from_disk, 4) == expected, "from disk");
+    let streamed = block_on(from_disk.step_on(&[&text(0, 12)])).unwrap().streamed_bytes;
+    assert!(streamed >= on_disk.times(2), "{streamed} of {on_disk}");
     let mut on_one = open(builder(&folder), options());
     let on_one = tierflow::platform::among_n_threads(1, move || trained(&mut on_one, 4)).unwrap();
     assert!(on_one == expected, "on one thread");
@@ -315,7 +410,8 @@ fn training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "llama");
     let checkpoints = root.path().join("checkpoints");
-    let options = || TrainOptions { lora: LoraOptions { dropout: 0.1, ..options(&["q_proj"]).lora }, n_warmup: 2, ..options(&["q_proj"]) };
+    let lora = || LoraOptions { dropout: 0.1, modules_to_save: vec!["model.norm".into()], ..options(&["q_proj"]).lora };
+    let options = || TrainOptions { lora: lora(), n_warmup: 2, ..options(&["q_proj"]) };
     let expected = trained(&mut open(builder(&folder), options()), 7);
     let mut trainer = open(builder(&folder), options());
     assert!(!trainer.resume(&checkpoints).unwrap(), "there is none");
@@ -391,8 +487,6 @@ fn a_loop_of_ones_own_has_the_losses_and_the_bits_of_the_trainers() {
             gradients.clip(norm, 1.0);
             other.apply(&mut optimizer, &gradients, expected.learning_rate).unwrap();
             gradients.values_mut().for_each(|value| *value = 0.0);
-    let streamed = block_on(from_disk.step_on(&[&text(0, 12)])).unwrap().streamed_bytes;
-    assert!(streamed >= on_disk.times(2), "{streamed} of {on_disk}");
             assert!(own.adapter().layers == other.adapter().layers, "step {step}");
         }
     }
@@ -498,6 +592,11 @@ fn what_cannot_be_trained_is_named() {
     }
     let reported = refused("llama", options(&["q_proj", "w_proj"]));
     assert!(reported.contains("`w_proj`") && reported.contains("down_proj, gate_proj"), "{reported}");
+    let save = |end: &str| TrainOptions { lora: LoraOptions { modules_to_save: vec![end.into()], ..options(&[]).lora }, ..options(&[]) };
+    for end in ["lm_head", "q_proj", ""] {
+        let reported = refused("llama", save(end));
+        assert!(reported.contains(&format!("`{end}` is no norm")) && reported.contains("input_layernorm"), "{reported}");
+    }
     let reported = refused("phi3", options(&["qkv_proj"]));
     assert!(reported.contains("several matrices in one"), "{reported}");
     let reported = refused("llama", TrainOptions { seq_len: 100_000, ..options(&[]) });

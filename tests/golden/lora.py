@@ -40,6 +40,12 @@ CASES = {
                                      "layers_to_transform": [1, 2], "layers_pattern": "layers"}),
     # Queries and their gates, head by head; what stands in place of attention.
     "qwen3_5": ("qwen3_5", "F16", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj", "in_proj_qkv", "out_proj"]}),
+    # Norms that are replaced: of rows, of heads, with what is added to 1, with a bias.
+    "llama-norms": ("llama", "F32", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "layers_to_transform": [0], "modules_to_save": ["norm"]}),
+    "gemma3-norms": ("gemma3", "BF16", {"r": 2, "lora_alpha": 4, "target_modules": ["v_proj"], "layers_to_transform": [1],
+                                        "modules_to_save": ["k_norm", "post_feedforward_layernorm", "model.norm"]}),
+    "starcoder2-norms": ("starcoder2", "F16", {"r": 2, "lora_alpha": 4, "target_modules": ["c_fc"], "layers_to_transform": [1],
+                                               "modules_to_save": ["input_layernorm"]}),
     # Two norms of one input.
     "olmo2": ("olmo2", "BF16", {"r": 4, "lora_alpha": 8, "target_modules": ALL, "layers_to_transform": [2]}),
 }
@@ -54,13 +60,18 @@ def fill(model):
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 scale = np.float32(1.2 / np.sqrt(parameter.shape[1]))
-                values = scale * families.uniform(name, parameter.numel())
-                parameter.copy_(torch.from_numpy(values).view(parameter.shape).to(families.DTYPES[model.stored]).float())
+                values = torch.from_numpy(scale * families.uniform(name, parameter.numel())).view(parameter.shape)
+            elif ".modules_to_save." in name:
+                values = parameter + torch.from_numpy(np.float32(0.4) * families.uniform(name, parameter.numel()))
+            else:
+                continue
+            parameter.copy_(values.to(families.DTYPES[model.stored]).float())
 
 
 def save(model, folder):
     shutil.rmtree(folder, ignore_errors=True)
-    stored = {name: value.to(families.DTYPES[model.stored]).contiguous() for name, value in model.state_dict().items() if "lora_" in name}
+    stored = {name: value.to(families.DTYPES[model.stored]).contiguous() for name, value in model.state_dict().items()
+              if "lora_" in name or ".modules_to_save." in name}
     model.save_pretrained(folder, state_dict=stored, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 

@@ -29,6 +29,8 @@ CASES = {
     # Queries, keys and values are one matrix there.
     "phi3": ["o_proj", "down_proj"],
 }
+# Each with the ends of the names of norms that are trained whole: of rows, of heads, with a bias, with what is added to 1.
+NORMS = {"llama": ["norm"], "gemma3": ["norm"], "olmo2": ["norm"], "cohere": ["norm"], "starcoder2": ["layernorm"], "nemotron": ["norm"]}
 RANK, ALPHA = 4, 8
 LENGTHS = [21, 9]
 # The curve.
@@ -40,7 +42,7 @@ def text(number, length, vocab_size):
     return [(37 * i + 11 * number * number + i * number) % vocab_size for i in range(length)]
 
 
-def model_of(name, targets, b_scale):
+def model_of(name, targets, b_scale, norms=None):
     case = json.loads((FOLDER / f"{name}.json").read_text())
     config = AutoConfig.for_model(**case["config"])
     config._attn_implementation = "eager"
@@ -51,14 +53,18 @@ def model_of(name, targets, b_scale):
             values = np.float32(tensor["base"]) + np.float32(tensor["scale"]) * uniform(tensor["name"], int(np.prod(tensor["shape"])))
             parameters.pop(tensor["name"]).copy_(torch.from_numpy(values).view(tensor["shape"]).to(DTYPES[case["dtype"]]).double())
     assert not parameters, list(parameters)
-    settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, modules_to_save=norms, task_type="CAUSAL_LM")
     model = peft.get_peft_model(model, settings).double()
     trained = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            module, kind = name.removeprefix("base_model.model.").removesuffix(".default.weight").rsplit(".", 1)
+            name = name.removeprefix("base_model.model.")
+            if ".modules_to_save." in name:
+                trained[name.replace(".modules_to_save.default", "")] = parameter
+                continue
+            module, kind = name.removesuffix(".default.weight").rsplit(".", 1)
             scale = np.float32(1) / np.sqrt(np.float32(parameter.shape[1])) if kind == "lora_A" else np.float32(b_scale)
             values = uniform(f"{module}.{kind}", parameter.numel()) * scale
             parameter.copy_(torch.from_numpy(values).view(parameter.shape).double())
@@ -78,8 +84,8 @@ def rounded(value):
     return float(f"{float(value):.7g}")
 
 
-def gradients(name, targets):
-    model, trained, config = model_of(name, targets, 0.1)
+def gradients(name, targets, norms=None):
+    model, trained, config = model_of(name, targets, 0.1, norms)
     parts = [loss_of(model, text(number, length, config.vocab_size)) for number, length in enumerate(LENGTHS)]
     loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
     loss.backward()
@@ -89,7 +95,7 @@ def gradients(name, targets):
         step = max(1, flat.numel() // 8)
         found[key] = {"norm": rounded(flat.norm()), "largest": rounded(flat.abs().max()), "values": [rounded(x) for x in flat[::step][:8]]}
     print(f"{name}: loss {float(loss):.5f}, {len(found)} matrices")
-    return {"name": name, "targets": targets, "loss": rounded(loss), "gradients": found}
+    return {"name": name, "targets": targets, "norms": norms or [], "loss": rounded(loss), "gradients": found}
 
 
 def curve():
@@ -116,7 +122,8 @@ def curve():
 def main():
     torch.manual_seed(0)
     found = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
-             "cases": [gradients(name, targets) for name, targets in CASES.items()], "curve": curve()}
+             "cases": [gradients(name, targets) for name, targets in CASES.items()],
+             "norms": [gradients(name, ["v_proj"], norms) for name, norms in NORMS.items()], "curve": curve()}
     TARGET.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 
 

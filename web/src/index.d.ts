@@ -168,6 +168,8 @@ export interface TrainOptions extends Stoppable {
   lora_alpha?: number;
   /** Ends of the names of layers that learn, as `q_proj`; all by default. */
   target?: string[];
+  /** Ends of the names of norms whose own weights learn, as `norm`; none by default. */
+  modules_to_save?: string[];
   dropout?: number;
   seed?: number;
   onProgress?: (progress: Progress | TrainingBegins) => void;
@@ -202,6 +204,8 @@ export interface TrainingStep {
   learning_rate: number;
   n_tokens: number;
   secs: number;
+  /** Bytes of weights that came to what computes. */
+  streamed_bytes: number;
   is_skipped: boolean;
 }
 

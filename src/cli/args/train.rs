@@ -124,6 +124,11 @@ pub struct TrainShapeArgs {
     /// By default all but the head.
     #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
     pub target: Vec<String>,
+    /// Norms whose own weights learn, by the ends of their names
+    ///
+    /// As PEFT's modules_to_save: norm is all that end so.
+    #[arg(long, env = "TIERFLOW_MODULES_TO_SAVE", value_name = "NAMES", value_delimiter = ',')]
+    pub modules_to_save: Vec<String>,
     /// Share of the adapter's inputs that are zeroed
     #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
     pub dropout: f32,
@@ -133,7 +138,8 @@ impl TrainShapeArgs {
     /// Options of training with these sizes, all else as it is by default.
     pub fn options(&self) -> TrainOptions {
         let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
-        let lora = LoraOptions { rank: self.lora_r as usize, targets, dropout: self.dropout, ..LoraOptions::default() };
+        let modules_to_save = self.modules_to_save.iter().filter(|end| !end.is_empty()).cloned().collect();
+        let lora = LoraOptions { rank: self.lora_r as usize, targets, dropout: self.dropout, modules_to_save, ..LoraOptions::default() };
         TrainOptions { lora, batch: self.batch as usize, seq_len: self.seq_len as usize, ..TrainOptions::default() }
     }
 }

@@ -41,12 +41,12 @@ fn inner_bytes(trained: &Adapter, most: MostTokens) -> Bytes {
 
 /// Bytes of the largest matrix, which is read back as a whole.
 pub(super) fn largest_matrix(trained: &Adapter) -> Bytes {
-    trained.layers.iter().flat_map(|layer| matrices(trained, layer)).max().unwrap_or_default()
+    trained.linears().iter().flat_map(|layer| matrices(trained, layer)).max().unwrap_or_default()
 }
 
 /// Bytes of all buffers.
 pub(super) fn size_bytes(model: &Model, trained: &Adapter, most: MostTokens) -> Bytes {
-    let layers: Bytes = trained.layers.iter().flat_map(|layer| matrices(trained, layer)).sum();
+    let layers: Bytes = trained.linears().iter().flat_map(|layer| matrices(trained, layer)).sum();
     layers.times(2) + inner_bytes(trained, most).times(2) + dropout::size_bytes(model, trained, most)
 }
 
@@ -67,7 +67,7 @@ impl GpuAdapter {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let make = |what: &'static str, size: Bytes| gpu.buffer(what, size, usage, Purpose::Activations);
         let mut layers = Vec::new();
-        for layer in &trained.layers {
+        for layer in trained.linears() {
             let [of_a, of_b] = matrices(trained, layer);
             layers.push(GpuLayer {
                 a: make("A", of_a).await?,
@@ -89,7 +89,7 @@ impl GpuAdapter {
     pub(super) fn begin(&mut self, gpu: &Gpu, trained: &Adapter, recorder: &mut Recorder) {
         recorder.submit(gpu);
         let scale = trained.scale();
-        for (own, layer) in self.layers.iter().zip(&trained.layers) {
+        for (own, layer) in self.layers.iter().zip(trained.linears()) {
             gpu.queue.write_buffer(&own.a, 0, bytemuck::cast_slice(&layer.a));
             let mut b = vec![0.0f32; own.n_outputs as usize * self.rank as usize];
             for (wide, row) in b.chunks_exact_mut(self.rank as usize).zip(layer.b.chunks_exact(trained.rank)) {

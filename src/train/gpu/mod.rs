@@ -9,6 +9,7 @@ mod adapter;
 mod dropout;
 mod head;
 mod memory;
+mod norms;
 mod placing;
 mod recorder;
 mod unit;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use self::adapter::GpuAdapter;
 pub(super) use self::dropout::mask_bytes;
 use self::memory::Memory;
+use self::norms::GpuNorms;
 pub(super) use self::placing::GpuPlan;
 use self::recorder::Recorder;
 use self::weights::GpuWeights;
@@ -43,6 +45,7 @@ pub(super) struct GpuPasses {
     memory: Memory,
     weights: GpuWeights,
     adapter: GpuAdapter,
+    norms: GpuNorms,
     /// Bytes of weights that stay and that stream; the most in use at once.
     planned: ([Bytes; 2], Bytes),
     /// By unit: what it has read.
@@ -100,6 +103,7 @@ impl GpuPasses {
         let recorder = Recorder::new(&gpu).await?;
         let memory = Memory::new(&gpu, model, host, most).await?;
         let adapter = GpuAdapter::new(&gpu, model, trained, most).await?;
+        let norms = GpuNorms::new(&gpu, model, trained, most).await?;
         let weights = GpuWeights::new(&gpu, host, plan).await?;
         gpu.wait(None)?;
         let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtype: KvDType::F32 };
@@ -110,6 +114,7 @@ impl GpuPasses {
             memory,
             weights,
             adapter,
+            norms,
             planned,
             inputs: HashMap::new(),
             batch,
@@ -124,14 +129,18 @@ impl GpuPasses {
         GpuUse { adapter: self.gpu.spec.title(), budget, planned, peak, resident, streamed }
     }
 
-    /// Takes the values of what is trained; its gradients are zero then.
-    pub(super) fn begin(&mut self, trained: &Adapter) {
-        self.adapter.begin(&self.gpu, trained, &mut self.recorder);
-    }
-
     /// Bytes of weights that have streamed up to now.
     pub(super) fn streamed(&self) -> Bytes {
         self.weights.streamed()
+    }
+
+    /// Takes the values of what is trained; its gradients are zero then.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub(super) fn begin(&mut self, trained: &Adapter) -> Result<()> {
+        self.adapter.begin(&self.gpu, trained, &mut self.recorder);
+        self.norms.begin(&self.gpu, trained, &self.memory, &mut self.recorder)
     }
 
     /// Embeds the tokens of a batch. `draw` names the draw of the dropout; none is without.
@@ -201,6 +210,7 @@ impl GpuPasses {
     /// Adds the gradients of what is trained to `into`.
     pub(super) async fn add_gradients(&mut self, trained: &Adapter, into: &mut [Layer]) -> Result<()> {
         self.recorder.submit(&self.gpu);
+        self.norms.add_gradients(&self.gpu, trained, into).await?;
         self.adapter.add_gradients(&self.gpu, trained, into).await
     }
 }

@@ -1,6 +1,6 @@
 //! Which parts of the frozen matrices stay on an adapter, and what all of it takes of the budget, before anything is loaded.
 
-use super::{MostTokens, adapter, memory, readback_bytes, recorder};
+use super::{MostTokens, adapter, memory, norms, readback_bytes, recorder};
 use crate::error::{Error, Remedy, Result};
 use crate::model::{Model, Op};
 use crate::train::adapter::Adapter;
@@ -47,7 +47,8 @@ impl GpuPlan {
         most: MostTokens,
     ) -> Result<GpuPlan> {
         let buffers: Bytes = memory::buffers(model, catalog, most).into_iter().map(|(_, size)| size).sum();
-        let fixed = buffers + adapter::size_bytes(model, trained, most) + recorder::size_bytes() + readback_bytes(model, trained, most);
+        let of_trained = adapter::size_bytes(model, trained, most) + norms::size_bytes(model, trained, most);
+        let fixed = buffers + of_trained + recorder::size_bytes() + readback_bytes(model, trained, most);
         let mut plan = GpuPlan { parts: parts_of(model, catalog, max_binding), slot: None, fixed };
         let mut room = budget.saturating_sub(fixed);
         let (all, largest) = (plan.parts.iter().map(|part| part.size_bytes).sum::<Bytes>(), plan.largest_part());

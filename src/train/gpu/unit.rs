@@ -185,7 +185,7 @@ impl GpuPasses {
     }
 
     fn undo_norm(&mut self, index: usize, op: &Op, kept: &BTreeSet<KeptKey>) -> Result<()> {
-        let GpuPasses { gpu, model, recorder, memory, batch, .. } = self;
+        let GpuPasses { gpu, model, recorder, memory, norms: trained, batch, .. } = self;
         let (input, output, weight, shape) = match *op {
             Op::RmsNorm(norm) => (norm.input, norm.output, norm.weight, (norm.group_size, norm.epsilon, norm.weight_offset)),
             Op::LayerNorm(norm) => (norm.input, norm.output, Some(norm.weight), (norm.group_size, norm.epsilon, norm.weight_offset)),
@@ -202,7 +202,8 @@ impl GpuPasses {
         let (group_size, epsilon, weight_offset) = shape;
         let params = rms_norm::Params::of(model.value(input), group_size, epsilon, weight_offset, batch);
         let prepare = if matches!(op, Op::RmsNorm(_)) { norms::prepare_rms } else { norms::prepare_layer };
-        recorder.dispatch(gpu, &params, |arena| prepare(gpu, arena, &params, bindings))
+        recorder.dispatch(gpu, &params, |arena| prepare(gpu, arena, &params, bindings))?;
+        trained.undo(gpu, recorder, op, &params, [bindings.input, bindings.upward])
     }
 
     fn undo_multiply(

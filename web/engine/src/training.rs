@@ -39,6 +39,7 @@ impl TrainingOptions {
             alpha: fields.take("lora_alpha", number)?.unwrap_or(default.lora.alpha),
             targets: fields.take("target", "a list of names, as [\"q_proj\", \"v_proj\"]")?.unwrap_or_default(),
             dropout: fields.take("dropout", number)?.unwrap_or(default.lora.dropout),
+            modules_to_save: fields.take("modules_to_save", "a list of names, as [\"norm\"]")?.unwrap_or_default(),
         };
         let grad_clip: Option<f64> = fields.take("grad_clip", number)?;
         let train = TrainOptions {
