@@ -234,7 +234,7 @@ async function restore() {
     chats.draw();
   }
   showView(chat.conversation.messages.length > 0 || runner.loaded ? 'chat' : 'start');
-  if (file && !runner.loaded) byId('run-said').textContent = `Choose ${file} again to go on: a page may not open files by itself.`;
+  if (file && !runner.loaded && chosen?.name !== file) byId('run-said').textContent = `Choose ${file} again to go on: a page may not open files by itself.`;
   if (!model) return;
   if (chosen && model === (chosen.hub ?? chosen.url)) return void (await plan.apply(wishes));
   const isChosen = await chooseText(model, { wishes, isNew: false });
