@@ -188,6 +188,28 @@ test('tools that must be called are called, by their schemas, whole and streamed
   assert.equal(found.refused, 'InvalidArgumentError tool_choice');
 });
 
+test('thirty messages take no more memory than the first five', async () => {
+  const { before, after, n } = await inPage(async ({ Engine }, { tiny }) => {
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 1024 });
+    const messages = [];
+    const taken = async () => {
+      const { wasm_bytes, devices } = await engine.memory();
+      return wasm_bytes + devices.reduce((sum, { peak }) => sum + peak, 0);
+    };
+    let before = 0;
+    for (let index = 0; index < 30; index += 1) {
+      messages.push({ role: 'user', content: `Number ${index}` });
+      const { choices } = await engine.chat.completions.create({ messages, temperature: 0, max_tokens: 1 });
+      messages.push(choices[0].message);
+      if (index === 4) before = await taken();
+    }
+    return { before, after: await taken(), n: messages.length };
+  }, { tiny });
+  assert.equal(n, 60);
+  assert.ok(after <= 1.02 * before, `${before} bytes after five messages, ${after} after thirty`);
+});
+
 test('texts become the vectors of the native program', async () => {
   const input = ['The lighthouse of Varn', 'Its door'];
   const { list, short, unasked, refused } = await inPage(async ({ Engine }, { tiny, input }) => {
