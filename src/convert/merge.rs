@@ -67,9 +67,9 @@ pub(super) fn merged(
         (tensor.offset, tensor.size_bytes) = file.push(matrix);
         (tensor.shard, tensor.dtype) = (shard, DType::F32);
     }
-    if let Some(module) = left.first() {
-        let reason =
-            format!("has no matrix of its own for `{module}`, so that an adapter cannot be merged into it; run it with the adapter");
+    let of_norm = replaced.keys().next().map(|id| checkpoint.catalog[*id].name.as_str());
+    if let Some(module) = left.first().copied().or(of_norm) {
+        let reason = format!("has nothing of its own for `{module}`, so that an adapter cannot be merged into it; run it with the adapter");
         return Err(Error::UnsupportedModel { path: checkpoint.path.clone(), reason });
     }
     if !file.is_empty() {

@@ -2,6 +2,7 @@
 //! weights as far towards its own as its scale says: 1 is the adapter's, 0 the model's.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::apply::{Scaled, is_gguf, names_of};
 use crate::error::{Error, Result};
@@ -35,8 +36,8 @@ pub(crate) fn replaced(checkpoint: &Checkpoint, model: &Model, adapters: &[Scale
             for (id, values, offset) in parts {
                 let Some((id, values)) = id.zip(values) else { continue };
                 let moved = match vectors.entry(id) {
-                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Moved::new(checkpoint.vector(id)?)),
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    Entry::Vacant(entry) => entry.insert(Moved::new(checkpoint.vector(id)?)),
                 };
                 moved.towards(values, offset, *scale);
             }
