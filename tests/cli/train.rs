@@ -92,8 +92,11 @@ fn fields(mut message: &[u8]) -> Vec<(u8, Vec<u8>)> {
     found
 }
 
-/// The only event file in a folder: of each event its step, what it holds (a field's number) and its scalars.
-fn events(folder: &Path) -> Vec<(u64, u8, Vec<(String, f32)>)> {
+/// An event: its step, what it holds (a field's number) and its scalars.
+type Event = (u64, u8, Vec<(String, f32)>);
+
+/// The events of the only file in a folder.
+fn events(folder: &Path) -> Vec<Event> {
     let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(files.len() == 1 && text(&files[0]).contains("events.out.tfevents."), "{files:?}");
     let event = |message: Vec<u8>| {
