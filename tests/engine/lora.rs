@@ -47,6 +47,12 @@ fn options() -> PlanOptions {
     PlanOptions { ctx_size: Some(48), kv_dtype: KvDType::F32, ..PlanOptions::default() }
 }
 
+/// The same, of which several executors have parts that do not depend on their rates: an adapter would change what is predicted, and so the division.
+fn options_on(executors: &[Device]) -> PlanOptions {
+    let resident_layers = if executors.len() > 1 { ResidentLayers::AtMost(2) } else { ResidentLayers::Auto };
+    PlanOptions { placement: PlacementRule::FrontToBack, resident_layers, ..options() }
+}
+
 /// What follows each prompt.
 fn answers(builder: EngineBuilder, prompts: &[&[u32]]) -> Vec<Vec<f32>> {
     let mut engine = pollster::block_on(builder.open()).unwrap_or_else(|error| panic!("{error}"));
@@ -82,11 +88,8 @@ fn models_with_adapters_answer_as_peft_does() {
             let is_divided = ["llama", "phi3"].contains(&base.as_str());
             for executors in executor_sets().into_iter().filter(|executors| executors.len() == 1 || is_divided) {
                 let builder = builder(&model).compute_on(executors.iter().copied()).lora(Arc::clone(&adapter), 1.0);
-                // Of several executors each has a part, whatever its rates.
-                let resident_layers = if executors.len() > 1 { ResidentLayers::AtMost(2) } else { ResidentLayers::Auto };
-                let placed = PlanOptions { placement: PlacementRule::FrontToBack, resident_layers, ..options() };
                 let what = format!("{} on {executors:?} with {}", model.display(), folder.display());
-                let found = answers(builder.clone().plan_options(placed), &prompts);
+                let found = answers(builder.clone().plan_options(options_on(executors)), &prompts);
                 for (found, case) in found.iter().zip(&cases) {
                     common::assert_close(found, &case.last_logits, LOGITS_TOLERANCE, &what);
                 }
@@ -126,7 +129,7 @@ fn an_adapter_of_zeros_gives_the_bits_of_the_model() {
         let mut zeros = adapter.clone();
         zeros.linears.values_mut().for_each(|linear| linear.up.fill(0.0));
         for executors in executor_sets() {
-            let builder = builder(&model).compute_on(executors.iter().copied()).plan_options(options());
+            let builder = builder(&model).compute_on(executors.iter().copied()).plan_options(options_on(executors));
             let plain = answers(builder.clone(), &prompts);
             assert!(answers(builder.clone().lora(Arc::new(zeros.clone()), 1.0), &prompts) == plain, "{name} on {executors:?}");
             assert!(answers(builder.clone().lora(Arc::new(adapter.clone()), 0.0), &prompts) == plain, "{name} on {executors:?}, scale 0");
@@ -216,9 +219,9 @@ fn sequences_choose_their_adapters() {
         let with = |builder: EngineBuilder, scales: [f32; 2]| {
             adapters.iter().zip(scales).fold(builder, |builder, (adapter, scale)| builder.lora(Arc::clone(adapter), scale))
         };
-        let alone = choices.map(|scales| answers(with(builder.clone().plan_options(options()), scales), &[&prompt]).remove(0));
-        let plain = answers(builder.clone().plan_options(options()), &[&prompt]).remove(0);
-        let several = PlanOptions { n_seqs: 4, logit_rows: 4, ..options() };
+        let alone = choices.map(|scales| answers(with(builder.clone().plan_options(options_on(executors)), scales), &[&prompt]).remove(0));
+        let plain = answers(builder.clone().plan_options(options_on(executors)), &[&prompt]).remove(0);
+        let several = PlanOptions { n_seqs: 4, logit_rows: 4, ..options_on(executors) };
         let chosen = with(builder.plan_options(several).lora_scales(Scales::Chosen), [1.0, 0.5]);
         let mut engine = pollster::block_on(chosen.open()).unwrap();
         assert_eq!(engine.lora_scales(2), [1.0, 0.5], "as they were given");
