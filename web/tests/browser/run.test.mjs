@@ -376,8 +376,8 @@ test('the engine itself ends a load whose progress function returns false, and c
     const bytes = new Uint8Array(await (await fetch(url)).arrayBuffer());
     const model = new wasm.Model([{ name: 'tiny.gguf', size: bytes.length, read: (offset, into) => into.set(bytes.subarray(offset, offset + into.length)) }]);
     const options = JSON.stringify({ device: 'gpu:0' });
-    const error = await model.load(options, () => false).catch((thrown) => thrown);
-    return { name: error.name, engine: JSON.parse((await model.load(options, () => {})).plan()) };
+    const error = await model.load(options, [], () => false).catch((thrown) => thrown);
+    return { name: error.name, engine: JSON.parse((await model.load(options, [], () => {})).plan()) };
   }, `${browser.server.address}/models/tiny.gguf`);
   assert.equal(name, 'InterruptedError');
   assert.ok(engine.plan.devices.length > 0);
