@@ -41,6 +41,8 @@ struct Options {
     dropout: f32,
     /// Ends of the names of linear layers; none stands for all of them.
     target_modules: Vec<String>,
+    /// Ends of the names of norms that are trained whole.
+    modules_to_save: Vec<String>,
 }
 
 impl Options {
@@ -49,8 +51,8 @@ impl Options {
     }
 
     fn train(&self) -> TrainOptions {
-        let targets = self.target_modules.clone();
-        let lora = LoraOptions { rank: self.r, alpha: self.alpha, dropout: self.dropout, targets, ..LoraOptions::default() };
+        let (targets, modules_to_save) = (self.target_modules.clone(), self.modules_to_save.clone());
+        let lora = LoraOptions { rank: self.r, alpha: self.alpha, targets, dropout: self.dropout, modules_to_save };
         TrainOptions { lora, batch: self.batch_size, seq_len: self.seq_len, seed: self.seed, ..TrainOptions::default() }
     }
 }
@@ -74,7 +76,7 @@ impl Open {
         }
         let note = |loaded: LoadProgress| progress.note(loaded.done.0, loaded.total.0);
         let trainer = block_on(train::Trainer::open(builder, options.train(), &note))?;
-        let layer = |layer: &Layer| json!([layer.module, layer.n_inputs, layer.n_outputs]);
+        let layer = |layer: &Layer| json!([layer.module, layer.n_inputs, layer.n_outputs, layer.is_norm() && !layer.b.is_empty()]);
         let tokenizer = trainer.text().tokenizer();
         let facts = json!({
             "path": path,

@@ -63,8 +63,8 @@ def trained(model: Any, data: Any, accelerator: Any = None, n_epochs: int = 2, o
     return losses
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_loop_is_tierflow_train(opened: Any, models: Path, tmp_path: Path, dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "saved"), [(0.0, []), (0.1, []), (0.1, ["norm"])])
+def test_the_loop_is_tierflow_train(opened: Any, models: Path, tmp_path: Path, dropout: float, saved: list[str]) -> None:
     """The same losses, lengths of gradients and adapter, to the last bit."""
     program = os.environ.get("TIERFLOW_PROGRAM")
     if not program:
@@ -73,6 +73,7 @@ def test_the_loop_is_tierflow_train(opened: Any, models: Path, tmp_path: Path, d
     path, out = tmp_path / "data.jsonl", tmp_path / "out"
     path.write_text("".join(json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in facts))
     lora = ["--lora-r", "4", "--lora-alpha", "8", "--target", "q_proj,v_proj,down_proj", "--dropout", str(dropout)]
+    lora += [word for name in saved for word in ("--modules-to-save", name)]
     steps = ["--epochs", "3", "--lr", "1e-2", "--weight-decay", "0.01", "--warmup", "2", "--seq-len", "64", "--device", "cpu"]
     command = [program, "train", str(models / "tiny"), "--data", str(path), "--out", str(out), "--json", *lora, *steps]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -80,7 +81,7 @@ def test_the_loop_is_tierflow_train(opened: Any, models: Path, tmp_path: Path, d
     log = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(log) == 12
 
-    model = opened(lora={"lora_dropout": dropout})
+    model = opened(lora={"lora_dropout": dropout, "modules_to_save": saved})
     # The seed has put them in order; their lengths tell which is which.
     by_length = {len(record["input_ids"]): record for record in model.read_records(path)}
     assert len(by_length) == len(facts)
@@ -371,6 +372,24 @@ def test_parameters_are_pefts(opened: Any, capsys: pytest.CaptureFixture[str]) -
         peft(source, targets).loss.item()
 
 
+def test_norms_are_trained_and_saved_whole(opened: Any, tmp_path: Path) -> None:
+    without, model = opened(), opened(lora={"modules_to_save": ["input_layernorm", "model.norm"]})
+    named = dict(model.named_parameters())
+    norms = {name: parameter for name, parameter in named.items() if ".modules_to_save.default." in name}
+    first = "base_model.model.model.layers.0.input_layernorm.modules_to_save.default.weight"
+    assert len(norms) == len(named) - 24 and {first, "base_model.model.model.norm.modules_to_save.default.weight"} <= set(norms)
+    assert all(parameter.shape == (64,) for parameter in norms.values())
+    assert sum(parameter.numel() for parameter in named.values()) == model.values().size == without.values().size + 64 * len(norms)
+    before = {name: parameter.numpy() for name, parameter in norms.items()}
+    expected = trained(model, rows(range(2)))
+    after = {name: parameter.numpy() for name, parameter in norms.items()}
+    assert all((after[name] != before[name]).any() for name in norms)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["input_layernorm", "model.norm"]
+    again = opened(lora={"modules_to_save": ["input_layernorm", "model.norm"]}, adapter=tmp_path)
+    assert (again.values() == model.values()).all() and expected[0] != expected[-1]
+
+
 GOOD = tokens(1, 8)
 
 
@@ -459,6 +478,8 @@ def test_a_loss_that_is_no_number_adds_nothing(opened: Any) -> None:
     [
         ({"target_modules": ["w_proj"]}, {}, "`w_proj` is no linear layer"),
         ({"target_modules": "q_proj"}, {}, "target_modules: 'q_proj' is no list of names"),
+        ({"modules_to_save": ["q_proj"]}, {}, "`q_proj` is no norm of this model"),
+        ({"modules_to_save": "norm"}, {}, "modules_to_save: 'norm' is no list of names"),
         ({"r": 0}, {}, "r: must be"),
         ({"lora_dropout": 1.0}, {}, "dropout"),
         ({"lora_alpha": 0}, {}, "alpha"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ class LoraConfig:
     - `r`: rows of A and columns of B of each pair of matrices; their product is scaled by `lora_alpha / r`.
     - `target_modules`: ends of the names of linear layers (`["q_proj", "v_proj"]`); None and `"all-linear"` are all of them but the head.
     - `lora_dropout`: the share of the inputs of A that are zeroed in training.
+    - `modules_to_save`: ends of the names of norms whose own weights are trained and saved whole (`["norm"]`).
     """
 
     r: int = 8
@@ -39,6 +41,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     bias: str = "none"
     task_type: str | None = "CAUSAL_LM"
+    modules_to_save: Any = None
 
     def __post_init__(self) -> None:
         if self.bias != "none":
@@ -59,13 +62,20 @@ class LoraConfig:
             raise ArgumentError("target_modules: is empty; None stands for all linear layers", argument="target_modules")
         return names
 
+    def saved(self) -> list[str]:
+        """The ends of names of norms that are trained whole."""
+        if isinstance(self.modules_to_save, str):
+            reason = f"modules_to_save: {self.modules_to_save!r} is no list of names"
+            raise ArgumentError(reason, argument="modules_to_save")
+        return [utf8(name, "modules_to_save") for name in self.modules_to_save or ()]
+
 
 class Parameter:
-    """One of the two matrices beside a linear layer."""
+    """One of the two matrices beside a linear layer, or the weight or the bias of a norm."""
 
     requires_grad = True
 
-    def __init__(self, model: LoraModel, name: str, shape: tuple[int, int], start: int) -> None:
+    def __init__(self, model: LoraModel, name: str, shape: tuple[int, ...], start: int) -> None:
         self.model = model
         self.name = name
         self.shape = shape
@@ -76,7 +86,7 @@ class Parameter:
 
     def numel(self) -> int:
         """How many values it has."""
-        return self.shape[0] * self.shape[1]
+        return math.prod(self.shape)
 
     def numpy(self) -> np.ndarray:
         """A copy of its values."""
@@ -145,6 +155,7 @@ class LoraModel:
             "alpha": float(self.config.lora_alpha),
             "dropout": float(self.config.lora_dropout),
             "target_modules": self.config.targets(),
+            "modules_to_save": self.config.saved(),
         }
         self._native = _tierflow.Trainer.open(to_json(options, "options"), progress_of(progress))
         self._facts: dict[str, Any] = json.loads(self._native.facts())
@@ -212,16 +223,20 @@ class LoraModel:
     # What is trained.
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """The matrices of the adapter by PEFT's names."""
+        """What is trained by PEFT's names: matrices, then weights of norms."""
         start, rank = 0, self.config.r
-        for module, n_inputs, n_outputs in self._facts["layers"]:
-            for matrix, shape in (("lora_A", (rank, n_inputs)), ("lora_B", (n_outputs, rank))):
-                parameter = Parameter(self, f"base_model.model.{module}.{matrix}.default.weight", shape, start)
+        for module, n_inputs, n_outputs, has_bias in self._facts["layers"]:
+            shapes: dict[str, tuple[int, ...]] = {"lora_A.default.weight": (rank, n_inputs), "lora_B.default.weight": (n_outputs, rank)}
+            if n_outputs == 0:
+                names = ("weight", "bias") if has_bias else ("weight",)
+                shapes = {f"modules_to_save.default.{name}": (n_inputs,) for name in names}
+            for name, shape in shapes.items():
+                parameter = Parameter(self, f"base_model.model.{module}.{name}", shape, start)
                 start += parameter.numel()
                 yield parameter.name, parameter
 
     def parameters(self) -> list[Parameter]:
-        """The matrices of the adapter, for an optimiser."""
+        """What is trained, for an optimiser."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
@@ -235,7 +250,7 @@ class LoraModel:
         print(f"trainable params: {n_trained:,d} || all params: {n_all:,d} || trainable%: {100 * n_trained / n_all:.4f}")
 
     def values(self) -> np.ndarray:
-        """A copy of all values of the adapter: of each layer A, then B."""
+        """A copy of all values of the adapter: of each layer A, then B; of each norm its weight, then its bias."""
         return np.frombuffer(self._native.values(), "<f4")
 
     def set_values(self, values: Any) -> None:
