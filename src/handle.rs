@@ -281,12 +281,7 @@ impl Sequence {
     /// # Errors
     /// As of [`Engine::set_lora_scales`]; [`Error::EngineGone`].
     pub fn set_lora_scales(&mut self, scales: Vec<f32>) -> Result<()> {
-        let prepared = self.handle.prepared();
-        let n_adapters = if prepared.model.lora_scales.is_some() { prepared.loras.len() } else { 0 };
-        if scales.len() != n_adapters || scales.iter().any(|scale| !scale.is_finite()) {
-            let reason = format!("must be {n_adapters} numbers, one for each adapter that sequences choose");
-            return Err(Error::InvalidArgument { option: "scales of LoRA adapters".into(), reason });
-        }
+        self.handle.prepared().check_lora_scales(&scales)?;
         if scales.is_empty() { Ok(()) } else { self.handle.send(Command::Scale(self.id, scales)) }
     }
 

@@ -81,6 +81,16 @@ impl Prepared {
         vec![self.loras.iter().map(|lora| lora.scale).collect(); n_seqs]
     }
 
+    /// Checks what a sequence is to multiply LoRA adapters by: a number for each, where sequences choose, else nothing.
+    pub(crate) fn check_lora_scales(&self, scales: &[f32]) -> Result<()> {
+        let n_adapters = if self.model.lora_scales.is_some() { self.loras.len() } else { 0 };
+        if scales.len() == n_adapters && scales.iter().all(|scale| scale.is_finite()) {
+            return Ok(());
+        }
+        let reason = format!("must be {n_adapters} numbers, one for each adapter that sequences choose");
+        Err(Error::InvalidArgument { option: "scales of LoRA adapters".into(), reason })
+    }
+
     /// [`Error::ContextFull`] where the context has fewer than `needed` positions.
     pub(crate) fn check_room(&self, needed: usize) -> Result<()> {
         let available = self.plan.ctx_size;

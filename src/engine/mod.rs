@@ -232,14 +232,11 @@ impl Engine {
     /// [`Error::InvalidArgument`] where sequences choose nothing, of numbers of another length or that are none, and of a sequence that
     /// is not there.
     pub fn set_lora_scales(&mut self, sequence: u32, scales: &[f32]) -> Result<bool> {
-        let n_adapters = self.lora_scales.first().map_or(0, Vec::len);
-        let invalid = |reason: String| Err(Error::InvalidArgument { option: "scales of LoRA adapters".into(), reason });
-        if scales.len() != n_adapters || scales.iter().any(|scale| !scale.is_finite()) {
-            return invalid(format!("must be {n_adapters} numbers, one for each adapter that sequences choose"));
-        }
+        self.model.prepared.check_lora_scales(scales)?;
         let n_seqs = self.lora_scales.len();
         let Some(own) = self.lora_scales.get_mut(sequence as usize) else {
-            return invalid(format!("there is no sequence {sequence}, the plan provides for {n_seqs}"));
+            let reason = format!("there is no sequence {sequence}, the plan provides for {n_seqs}");
+            return Err(Error::InvalidArgument { option: "scales of LoRA adapters".into(), reason });
         };
         if own == scales {
             return Ok(false);
