@@ -47,9 +47,23 @@ const LOSSES_IN_A_ROW: usize = 2;
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     model: Arc<LoadedModel>,
-    /// As it was after the last forward.
-    experts: Arc<Mutex<ExpertStatistics>>,
+    told: Arc<Told>,
     end: EngineEnd,
+}
+
+/// What the engine's thread tells all handles, as it was after the last forward.
+struct Told {
+    experts: Mutex<ExpertStatistics>,
+    /// Tokens in the cache of each sequence of the plan.
+    n_cached: Vec<AtomicUsize>,
+}
+
+impl Told {
+    fn note_cached(&self, sequence: u32, n_tokens: usize) {
+        if let Some(n_cached) = self.n_cached.get(sequence as usize) {
+            n_cached.store(n_tokens, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The end of an engine's thread: its memory is free again.
@@ -165,9 +179,10 @@ impl Engine {
     fn spawn_with(self, reopen: Option<Reopen>) -> Result<EngineHandle> {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
-        let experts = Arc::default();
+        let n_cached = (0..model.plan().n_seqs).map(|_| AtomicUsize::new(0)).collect();
+        let told = Arc::new(Told { experts: Mutex::default(), n_cached });
         let end = EngineEnd::default();
-        let (ending, of_thread) = (Ending(end.clone()), Arc::clone(&experts));
+        let (ending, of_thread) = (Ending(end.clone()), Arc::clone(&told));
         let run = move || {
             // Dropped last, also where the thread panics.
             let _ending = ending;
@@ -175,7 +190,7 @@ impl Engine {
         };
         let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(run);
         thread.map_err(|source| Error::io("start", "the engine's thread", source))?;
-        Ok(EngineHandle { commands: sender, model, experts, end })
+        Ok(EngineHandle { commands: sender, model, told, end })
     }
 }
 
@@ -214,7 +229,13 @@ impl EngineHandle {
 
     /// What the expert caches of all adapters were asked for until the last forward; waits for nothing.
     pub fn expert_statistics(&self) -> ExpertStatistics {
-        *self.experts.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.told.experts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tokens in the cache of each of the plan's sequences ([`Sequence::id`]) after the last forward; waits for nothing. What they take is
+    /// [`Plan::sequence_bytes`](crate::plan::Plan::sequence_bytes).
+    pub fn cached_tokens(&self) -> Vec<usize> {
+        self.told.n_cached.iter().map(|n_cached| n_cached.load(Ordering::Relaxed)).collect()
     }
 
     /// What is known of the model, for callers that outlive the handle.
@@ -297,6 +318,11 @@ impl Sequence {
         let scoring = Scoring { sequence: self.id, tokens, positions, each: Box::new(each), cancelled, reply };
         self.handle.send(Command::Score(scoring))?;
         answer.await.map_err(|_| Error::EngineGone)?
+    }
+
+    /// Its number among the plan's sequences, from 0 on.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// The engine that it is of.
@@ -395,8 +421,7 @@ type Reopen = Box<dyn FnMut() -> Result<Engine> + Send>;
 struct EngineThread {
     engine: Engine,
     reopen: Option<Reopen>,
-    /// What handles tell of expert caches.
-    experts: Arc<Mutex<ExpertStatistics>>,
+    told: Arc<Told>,
     /// Losses of an adapter since a forward went well. While there is one, nothing is computed before the engine is opened again.
     n_losses: usize,
     is_lost: bool,
@@ -509,9 +534,9 @@ impl Running {
 }
 
 impl EngineThread {
-    fn new(engine: Engine, reopen: Option<Reopen>, experts: Arc<Mutex<ExpertStatistics>>) -> EngineThread {
+    fn new(engine: Engine, reopen: Option<Reopen>, told: Arc<Told>) -> EngineThread {
         let sequences = (0..engine.plan().n_seqs).map(|_| SequenceState::default()).collect();
-        EngineThread { engine, reopen, experts, n_losses: 0, is_lost: false, sequences, running: VecDeque::new() }
+        EngineThread { engine, reopen, told, n_losses: 0, is_lost: false, sequences, running: VecDeque::new() }
     }
 
     /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
@@ -524,6 +549,7 @@ impl EngineThread {
                 }
             }
             self.running.retain(|running| !running.listener.is_gone());
+            (0..).zip(&self.sequences).for_each(|(sequence, state)| self.told.note_cached(sequence, state.tokens.len()));
             if !self.running.iter().any(|running| running.listener.has_room()) {
                 match commands.recv() {
                     Ok(command) => self.execute(command),
@@ -541,7 +567,7 @@ impl EngineThread {
 
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
     fn reopened(self) -> Option<EngineThread> {
-        let EngineThread { engine, reopen, experts, n_losses, mut sequences, mut running, .. } = self;
+        let EngineThread { engine, reopen, told, n_losses, mut sequences, mut running, .. } = self;
         let scales: Vec<Vec<f32>> = (0..).take(sequences.len()).map(|sequence| engine.lora_scales(sequence).to_vec()).collect();
         // Two engines may have no room beside each other.
         drop(engine);
@@ -574,7 +600,7 @@ impl EngineThread {
             }
         }
         sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
-        Some(EngineThread { engine, reopen: Some(reopen), experts, n_losses, is_lost: false, sequences, running })
+        Some(EngineThread { engine, reopen: Some(reopen), told, n_losses, is_lost: false, sequences, running })
     }
 
     /// Notes the loss of an adapter, where that is the error; whether the engine is opened again for it.
@@ -777,7 +803,7 @@ impl EngineThread {
         match self.forward(&some, n_tokens) {
             Ok(logits) => {
                 self.n_losses = 0;
-                *self.experts.lock().unwrap_or_else(PoisonError::into_inner) = self.engine.expert_statistics();
+                *self.told.experts.lock().unwrap_or_else(PoisonError::into_inner) = self.engine.expert_statistics();
                 let mut logits = logits.into_iter();
                 let mut with_own = |running: Running| {
                     let own = logits.by_ref().take(1 + running.draft().len()).collect();
@@ -825,7 +851,7 @@ impl EngineThread {
     /// that is due. Returns the generation unless it has ended.
     fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Vec<Logits>) -> Option<Running> {
         let cached = &mut self.sequences[running.sequence as usize].tokens;
-        let Running { progress: Progress::Begun(begun), listener, .. } = &mut running else { return None };
+        let Running { sequence, progress: Progress::Begun(begun), listener } = &mut running else { return None };
         cached.extend(begun.due.drain(..n_tokens));
         let draft = std::mem::take(&mut begun.draft);
         if listener.is_gone() {
@@ -847,6 +873,7 @@ impl EngineThread {
                 }
             }
             if let Some(finish) = begun.state.finish_reason() {
+                self.told.note_cached(*sequence, cached.len());
                 listener.send(Ok(Step::End(finish)));
                 return None;
             }

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result, Setting};
-use crate::model::{Model, UnitKind};
+use crate::model::{Model, Unit, UnitKind};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 pub use candidates::{Forecast, forecast, request_secs};
@@ -286,6 +286,22 @@ impl Plan {
     pub fn kv_cache_of(&self, device: Device) -> sizes::KvCache {
         let dtype = self.kv_dtype_of(device);
         if device == Device::Cpu { sizes::KvCache::Host(dtype) } else { sizes::KvCache::Gpu(dtype) }
+    }
+
+    /// Bytes that the first `n_positions` of one sequence take in the KV caches and states of all devices.
+    pub fn sequence_bytes(&self, model: &Model, n_positions: usize) -> Bytes {
+        let of_unit = |(unit, planned): (&Unit, &UnitPlan)| {
+            let cache = self.kv_cache_of(planned.execute_on);
+            let positions = unit.cache().map_or(Bytes::ZERO, |layer| sizes::kv_bytes_of_layer(layer, cache)).times(n_positions as u64);
+            // A state is that after the last token, however many there were.
+            positions + if n_positions > 0 { sizes::state_values_bytes(unit) } else { Bytes::ZERO }
+        };
+        model.units.iter().zip(&self.units).map(of_unit).sum()
+    }
+
+    /// Bytes of the KV caches and states of all sequences on all devices.
+    pub fn kv_cache_bytes(&self) -> Bytes {
+        self.devices.iter().map(|device| device.used.kv_cache).sum()
     }
 
     /// What `device` does in a forward.

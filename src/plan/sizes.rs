@@ -244,6 +244,11 @@ pub fn state_buffer_bytes(state: &State, n_seqs: usize) -> Bytes {
     Bytes(4).times(state.n_values).times(n_seqs as u64).align_up(256)
 }
 
+/// Bytes of the states of a unit, of one sequence.
+pub fn state_values_bytes(unit: &Unit) -> Bytes {
+    unit.states().map(|state| Bytes(4).times(state.n_values)).sum()
+}
+
 /// Bytes of the states of a unit.
 pub fn state_bytes(unit: &Unit, n_seqs: usize) -> Bytes {
     unit.states().map(|state| state_buffer_bytes(&state, n_seqs)).sum()
@@ -256,7 +261,12 @@ pub fn largest_state_buffer_bytes(model: &Model, n_seqs: usize) -> Bytes {
 
 /// Bytes of all K and V caches per position of one sequence; a layer whose keys are its values as well has one.
 pub fn kv_bytes_per_position(model: &Model, cache: KvCache) -> Bytes {
-    model.caches().map(|layer| cache.position_bytes(layer).times(layer.n_caches())).sum()
+    model.caches().map(|layer| kv_bytes_of_layer(layer, cache)).sum()
+}
+
+/// The same of one layer.
+pub fn kv_bytes_of_layer(layer: &StoreKv, cache: KvCache) -> Bytes {
+    cache.position_bytes(layer).times(layer.n_caches())
 }
 
 /// Why no adapter can compute this model, whatever its memory and limits: the kernels do not take heads of its shape. `None` where they

@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::facts::Facts;
 use super::fields::Fields;
 use super::loras::Loras;
-use super::metrics::Metrics;
+use super::metrics::{Gauges, Metrics};
 use super::pool::Pool;
 use crate::error::Result;
 use crate::handle::EngineHandle;
@@ -59,6 +59,19 @@ impl App {
             sampling,
             speculation,
         })
+    }
+
+    /// What is so now.
+    pub(super) fn gauges(&self) -> Gauges {
+        let (plan, model, cached) = (self.engine.plan(), &self.engine.prepared().model, self.engine.cached_tokens());
+        Gauges {
+            n_leased: self.pool.n_leased(),
+            n_waiting: self.pool.n_waiting(),
+            n_cached: cached.iter().sum(),
+            cached: cached.iter().map(|n_tokens| plan.sequence_bytes(model, *n_tokens)).sum(),
+            cache_size: plan.kv_cache_bytes(),
+            experts: self.engine.expert_statistics(),
+        }
     }
 
     /// The name in the field `model`, where there is one; refuses those of other models.

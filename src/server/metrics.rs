@@ -1,5 +1,6 @@
 //! Counters, in the text format of Prometheus: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
+use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::http::StatusCode;
@@ -7,6 +8,7 @@ use axum::http::StatusCode;
 use super::answer::Usage;
 use crate::session::DraftStatistics;
 use crate::stream::ExpertStatistics;
+use crate::units::Bytes;
 
 /// What was counted since the start.
 #[derive(Debug, Default)]
@@ -20,6 +22,36 @@ pub(super) struct Metrics {
     n_forwards: AtomicU64,
     n_accepted: AtomicU64,
     n_rejected: AtomicU64,
+}
+
+/// What is so now, of a model or of several.
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    /// Sequences that answer.
+    pub(super) n_leased: usize,
+    /// Requests that wait for one.
+    pub(super) n_waiting: usize,
+    /// Tokens in the KV caches of all sequences.
+    pub(super) n_cached: usize,
+    /// Bytes that these take.
+    pub(super) cached: Bytes,
+    /// Bytes that the caches have.
+    pub(super) cache_size: Bytes,
+    /// What expert caches were asked for.
+    pub(super) experts: ExpertStatistics,
+}
+
+impl Sum for Gauges {
+    fn sum<I: Iterator<Item = Gauges>>(all: I) -> Gauges {
+        all.fold(Gauges::default(), |sum, one| Gauges {
+            n_leased: sum.n_leased + one.n_leased,
+            n_waiting: sum.n_waiting + one.n_waiting,
+            n_cached: sum.n_cached + one.n_cached,
+            cached: sum.cached + one.cached,
+            cache_size: sum.cache_size + one.cache_size,
+            experts: [sum.experts, one.experts].into_iter().sum(),
+        })
+    }
 }
 
 /// Labels of [`Metrics::responses`].
@@ -55,8 +87,9 @@ impl Metrics {
         add(&self.n_rejected, drafts.n_drafted.saturating_sub(drafts.n_accepted));
     }
 
-    /// All of them as text, with the sequences that answer, the requests that wait for one, and what expert caches were asked for.
-    pub(super) fn text(&self, n_leased: usize, n_waiting: usize, experts: &ExpertStatistics) -> String {
+    /// All of them as text, with what is so now.
+    pub(super) fn text(&self, now: &Gauges) -> String {
+        let Gauges { n_leased, n_waiting, n_cached, cached, cache_size, experts } = now;
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
             text.push_str(&format!("# HELP tierflow_{name} {help}\n# TYPE tierflow_{name} {kind}\n"));
@@ -89,8 +122,11 @@ impl Metrics {
             family("experts_total", "counter", "Experts that tokens took: in the cache, computed by the host, or brought.", &found);
             family("expert_bytes_total", "counter", "Bytes of experts that were brought.", &[("", experts.uploaded.0)]);
         }
-        family("sequences_in_use", "gauge", "Sequences that answer.", &[("", n_leased as u64)]);
-        family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", n_waiting as u64)]);
+        family("sequences_in_use", "gauge", "Sequences that answer.", &[("", *n_leased as u64)]);
+        family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", *n_waiting as u64)]);
+        family("kv_cache_tokens", "gauge", "Tokens in the KV cache.", &[("", *n_cached as u64)]);
+        family("kv_cache_used_bytes", "gauge", "Bytes of the KV cache that these tokens take.", &[("", cached.0)]);
+        family("kv_cache_size_bytes", "gauge", "Bytes of the KV cache, as planned.", &[("", cache_size.0)]);
         text
     }
 }

@@ -44,16 +44,15 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiE
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    typed(
-        StatusCode::OK,
-        "text/plain; version=0.0.4; charset=utf-8",
-        Body::from(app.metrics.text(app.pool.n_leased(), app.pool.n_waiting(), &app.engine.expert_statistics())),
-    )
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(app.metrics.text(&app.gauges())))
 }
 
 pub(super) async fn slots(State(app): State<Arc<App>>) -> Response {
-    let n_ctx = app.engine.plan().ctx_size;
-    ok(&json!({ "n_ctx": n_ctx, "n_waiting": app.pool.n_waiting(), "slots": app.pool.states() }))
+    let plan = app.engine.plan();
+    ok(&json!({
+        "n_ctx": plan.ctx_size, "n_waiting": app.pool.n_waiting(), "kv_cache_size_bytes": plan.kv_cache_bytes(),
+        "slots": app.pool.states(&app.engine),
+    }))
 }
 
 /// The plan, with what is needed to make it again.

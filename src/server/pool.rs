@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use super::error::ApiError;
 use crate::error::Result;
 use crate::handle::{EngineHandle, Sequence};
+use crate::units::Bytes;
 
 /// All sequences of the plan.
 pub(super) struct Pool {
@@ -26,6 +27,8 @@ pub(super) struct Pool {
 
 /// One sequence of the pool.
 struct Slot {
+    /// The sequence's number among those of the plan.
+    id: u32,
     /// Absent while it is leased.
     sequence: Option<Sequence>,
     /// What its cache holds, at most.
@@ -55,8 +58,10 @@ pub(super) struct Lease {
 pub(super) struct SlotState {
     id: usize,
     is_processing: bool,
-    /// Tokens in its cache, where it is free.
+    /// Tokens in its cache.
     n_cached: usize,
+    /// Bytes that these take on all devices.
+    kv_cache_bytes: Bytes,
     n_requests: u64,
 }
 
@@ -75,8 +80,15 @@ impl Pool {
         let n_seqs = engine.plan().n_seqs;
         let mut slots = Vec::with_capacity(n_seqs);
         for _ in 0..n_seqs {
-            let sequence = Some(engine.sequence().await?);
-            slots.push(Slot { sequence, tokens: Vec::new(), loras: loras.to_vec(), last_use: 0, n_uses: 0 });
+            let sequence = engine.sequence().await?;
+            slots.push(Slot {
+                id: sequence.id(),
+                sequence: Some(sequence),
+                tokens: Vec::new(),
+                loras: loras.to_vec(),
+                last_use: 0,
+                n_uses: 0,
+            });
         }
         Ok(Pool {
             slots: Mutex::new(slots),
@@ -171,12 +183,13 @@ impl Pool {
         let _ = self.n_leased.subscribe().wait_for(|n_leased| *n_leased == 0).await;
     }
 
-    pub(super) fn states(&self) -> Vec<SlotState> {
-        let state = |(id, slot): (usize, &Slot)| SlotState {
-            id,
-            is_processing: slot.sequence.is_none(),
-            n_cached: slot.tokens.len(),
-            n_requests: slot.n_uses,
+    /// All sequences, which are those of `engine`.
+    pub(super) fn states(&self, engine: &EngineHandle) -> Vec<SlotState> {
+        let (plan, model, cached) = (engine.plan(), &engine.prepared().model, engine.cached_tokens());
+        let state = |(id, slot): (usize, &Slot)| {
+            let n_cached = cached.get(slot.id as usize).copied().unwrap_or_default();
+            let kv_cache_bytes = plan.sequence_bytes(model, n_cached);
+            SlotState { id, is_processing: slot.sequence.is_none(), n_cached, kv_cache_bytes, n_requests: slot.n_uses }
         };
         self.slots().iter().enumerate().map(state).collect()
     }

@@ -13,9 +13,8 @@ use crate::server::ServerSettings;
 use crate::server::app::{App, is_named, now};
 use crate::server::error::ApiError;
 use crate::server::keep_alive::KeepAlive;
-use crate::server::metrics::Metrics;
+use crate::server::metrics::{Gauges, Metrics};
 use crate::server::pool::ending;
-use crate::stream::ExpertStatistics;
 use crate::units::Bytes;
 
 /// Between two looks at who is idle.
@@ -238,14 +237,8 @@ impl Models {
         }
     }
 
-    /// Sequences that answer, and requests that wait for one.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        let apps = self.apps();
-        (apps.iter().map(|app| app.pool.n_leased()).sum(), apps.iter().map(|app| app.pool.n_waiting()).sum())
-    }
-
-    /// What the expert caches of those that are loaded were asked for.
-    pub(super) fn experts(&self) -> ExpertStatistics {
-        self.apps().iter().map(|app| app.engine.expert_statistics()).sum()
+    /// What is so now of those that are loaded.
+    pub(super) fn gauges(&self) -> Gauges {
+        self.apps().iter().map(|app| app.gauges()).sum()
     }
 }

@@ -47,8 +47,7 @@ async fn health(State(models): State<Arc<Models>>) -> Result<Response, ApiError>
 }
 
 async fn metrics(State(models): State<Arc<Models>>) -> Response {
-    let (n_leased, n_waiting) = models.counts();
-    let text = models.metrics.text(n_leased, n_waiting, &models.experts());
+    let text = models.metrics.text(&models.gauges());
     typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(text))
 }
 

@@ -168,6 +168,41 @@ fn the_server_tells_of_itself() {
 }
 
 #[test]
+fn each_slot_tells_what_it_holds_of_the_kv_cache() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["-c", "64", "-np", "2", "--kv-dtype", "f16"]);
+    // Four layers keep keys and values of two heads with 16 values each, in f32 on the host.
+    let of_position = 4 * 2 * 2 * 16 * 4;
+    let size = server.get("/slots").json()["kv_cache_size_bytes"].as_u64().unwrap();
+    assert_eq!((size, server.metric("tierflow_kv_cache_size_bytes ")), (2 * 64 * of_position, size));
+    assert_eq!([server.metric("tierflow_kv_cache_tokens "), server.metric("tierflow_kv_cache_used_bytes ")], [0, 0]);
+    for (prompt, n_tokens) in [("one", 5), ("two other words", 20)] {
+        let asked = json!({ "prompt": prompt, "temperature": 0, "ignore_eos": true, "max_tokens": n_tokens, "stream": true });
+        assert_eq!(server.post("/v1/completions", &asked).status, 200);
+    }
+    let slots = server.get("/slots").json();
+    let held: Vec<u64> = (0..2).map(|slot| slots["slots"][slot]["n_cached"].as_u64().unwrap()).collect();
+    assert!(held.iter().all(|n_cached| (5..64).contains(n_cached)) && held[0] != held[1], "{slots}");
+    for (slot, n_cached) in held.iter().enumerate() {
+        assert_eq!(slots["slots"][slot]["kv_cache_bytes"], n_cached * of_position);
+    }
+    assert_eq!(server.metric("tierflow_kv_cache_tokens "), held.iter().sum::<u64>());
+    assert_eq!(server.metric("tierflow_kv_cache_used_bytes "), held.iter().sum::<u64>() * of_position);
+}
+
+#[test]
+fn a_slot_tells_what_it_holds_while_it_answers() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.larger_model(), &["--parallel", "1"]);
+    let mut stream = begun(&server);
+    // By then, several tokens have come.
+    stream.read_exact(&mut [0; 2000]).unwrap();
+    let slot = server.get("/slots").json()["slots"][0].take();
+    assert!(slot["is_processing"] == true && slot["n_cached"].as_u64() > Some(0) && slot["kv_cache_bytes"].as_u64() > Some(0), "{slot}");
+    drop(stream);
+}
+
+#[test]
 fn a_browser_gets_a_page_and_what_it_reads_is_there() {
     let home = Home::new();
     let server = Server::start(&home, &home.folder_model(), &["--api-key", "s3cret"]);
