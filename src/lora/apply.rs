@@ -85,7 +85,7 @@ pub(crate) type OfLinear<'a> = Vec<Adding<'a>>;
 pub enum Scales {
     /// What each is given, in all forwards.
     Fixed,
-    /// What each sequence chooses ([`Model::lora_scales`]).
+    /// What each sequence chooses ([`Model::lora_scales`]); of a single adapter that replaces norms, which sequences share, what it is given.
     Chosen,
 }
 
@@ -104,18 +104,22 @@ struct Added {
 /// The model with `adapters`, and its files with theirs.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] of an adapter of another model; [`Error::UnsupportedModel`] of one that replaces norms, where sequences choose: they
-/// share them.
+/// [`Error::InvalidFile`] of an adapter of another model; [`Error::UnsupportedModel`] of one of several that replaces norms, where sequences
+/// choose: they share them.
 pub fn apply(checkpoint: &Checkpoint, mut model: Model, adapters: &[Scaled], scales: Scales) -> Result<(Checkpoint, Model)> {
     let linears = linears_of(checkpoint, &model);
     let mut found = found_in(&model, &linears, adapters, is_gguf(checkpoint))?;
+    let scales = match adapters {
+        [only] if !only.adapter.norms.is_empty() => Scales::Fixed,
+        _ => scales,
+    };
     if scales == Scales::Chosen {
         found.values_mut().flatten().for_each(|adding| adding.factor = adding.low_rank.scaling);
         model.values.push(Value::of_tokens("scales of LoRA adapters", adapters.len()));
         model.lora_scales = Some(ValueId(model.values.len() as u16 - 1));
     }
     if let Some(scaled) = adapters.iter().find(|scaled| scales == Scales::Chosen && !scaled.adapter.norms.is_empty()) {
-        let reason = "replaces norms (`modules_to_save`), which requests cannot choose; merge it into the model";
+        let reason = "replaces norms (`modules_to_save`), which requests cannot choose; give it alone, or merge it into the model";
         return Err(Error::UnsupportedModel { path: scaled.adapter.path.clone(), reason: reason.into() });
     }
     let mut file = AdapterFile::new(adapters, checkpoint.sources.len() as u32, checkpoint.catalog.tensors.len() as u32);

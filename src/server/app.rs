@@ -105,7 +105,7 @@ impl App {
         }
         let named = fields.copies(&["model"]);
         let chosen = named.get("model").and_then(Value::as_str).and_then(|name| self.adapter_named(name));
-        Ok(chosen.map_or_else(|| self.loras.defaults(), |index| self.loras.alone(index)))
+        chosen.map_or_else(|| Ok(self.loras.defaults()), |index| self.loras.alone(index))
     }
 }
 

@@ -1,5 +1,6 @@
 //! LoRA adapters that requests choose: by llama.cpp's field `lora`, or by the model's name, `MODEL:ADAPTER` or `ADAPTER` alone. Where a
-//! request says neither, the defaults count: those of the command line, until `/lora-adapters` changes them.
+//! request says neither, the defaults count: those of the command line, until `/lora-adapters` changes them. An adapter that replaces norms is
+//! alone and the same for all requests: those that ask for another scale are refused.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,7 +19,9 @@ use crate::handle::EngineHandle;
 /// The adapters of a server.
 pub(super) struct Loras {
     adapters: Vec<Named>,
-    /// What each is multiplied by where a request does not say.
+    /// Whether requests choose; else all have what the command line gives.
+    are_chosen: bool,
+    /// What sequences multiply each by where a request does not say; nothing where they do not choose.
     defaults: RwLock<Vec<f32>>,
 }
 
@@ -32,10 +35,11 @@ struct Named {
 }
 
 impl Loras {
-    /// Those that sequences of `engine` choose.
+    /// Those that sequences of `engine` choose, or the one that all share.
     pub(super) fn of(engine: &EngineHandle) -> Loras {
         let prepared = engine.prepared();
-        let loras = prepared.loras.iter().filter(|_| prepared.model.lora_scales.is_some());
+        let are_chosen = prepared.model.lora_scales.is_some();
+        let loras = prepared.loras.iter().filter(|lora| are_chosen || lora.n_norms > 0);
         let mut adapters: Vec<Named> = loras.map(|lora| Named::new(&lora.path, lora.scale)).collect();
         let names: Vec<String> = adapters.iter().map(|adapter| adapter.name.clone()).collect();
         for adapter in &mut adapters {
@@ -43,8 +47,8 @@ impl Loras {
                 adapter.name.clone_from(&adapter.path);
             }
         }
-        let defaults = RwLock::new(adapters.iter().map(|adapter| adapter.given).collect());
-        Loras { adapters, defaults }
+        let defaults = RwLock::new(adapters.iter().filter(|_| are_chosen).map(|adapter| adapter.given).collect());
+        Loras { adapters, are_chosen, defaults }
     }
 
     /// Their names.
@@ -52,7 +56,7 @@ impl Loras {
         self.adapters.iter().map(|adapter| adapter.name.as_str())
     }
 
-    /// What each is multiplied by where a request does not say.
+    /// What sequences multiply each by where a request does not say.
     pub(super) fn defaults(&self) -> Vec<f32> {
         self.defaults.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -67,14 +71,28 @@ impl Loras {
         self.adapters.iter().position(is_named)
     }
 
-    /// That one alone. Given to count for nothing, it counts whole.
-    pub(super) fn alone(&self, index: usize) -> Vec<f32> {
+    /// That one alone, which a model's name asks for. Given to count for nothing, it counts whole.
+    pub(super) fn alone(&self, index: usize) -> Result<Vec<f32>, ApiError> {
         let scale = |(own, adapter): (usize, &Named)| match (own == index, adapter.given == 0.0) {
             (true, true) => 1.0,
             (true, false) => adapter.given,
             (false, _) => 0.0,
         };
-        self.adapters.iter().enumerate().map(scale).collect()
+        self.chosen(self.adapters.iter().enumerate().map(scale).collect(), "model")
+    }
+
+    /// What sequences multiply the adapters by for a request that asks for `scales`, in its field `what`.
+    fn chosen(&self, scales: Vec<f32>, what: &str) -> Result<Vec<f32>, ApiError> {
+        if self.are_chosen {
+            return Ok(scales);
+        }
+        match self.adapters.iter().zip(&scales).find(|(adapter, scale)| adapter.given != **scale) {
+            Some((Named { name, given, .. }, scale)) => {
+                let reason = format!("asks for {scale} of `{name}`, which replaces norms: all requests share it, and have {given} of it");
+                Err(ApiError::unsupported(what, reason))
+            }
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Objects with `id` and `scale`; those that are not named count for nothing, as llama.cpp has it. Errors call the list `what`.
@@ -94,7 +112,7 @@ impl Loras {
             *own = scale;
             entry.finish()?;
         }
-        Ok(scales)
+        self.chosen(scales, what)
     }
 }
 
@@ -110,9 +128,12 @@ impl Named {
 
 /// The adapters with their defaults, as llama.cpp's server lists them.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
-    let adapters = app.loras.adapters.iter().zip(app.loras.defaults()).enumerate();
-    let described = adapters.map(|(id, (Named { name, path, .. }, scale))| json!({ "id": id, "name": name, "path": path, "scale": scale }));
-    ok(&described.collect::<Value>())
+    let defaults = app.loras.defaults();
+    let described = |(id, Named { name, path, given }): (usize, &Named)| {
+        let scale = defaults.get(id).unwrap_or(given);
+        json!({ "id": id, "name": name, "path": path, "scale": scale })
+    };
+    ok(&app.loras.adapters.iter().enumerate().map(described).collect::<Value>())
 }
 
 /// Changes the defaults, from the next request on.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::common::program::Home;
+use crate::lora::adapter_with_norm;
 use crate::serve::client::Server;
 use crate::serve::with;
 
@@ -147,4 +148,24 @@ fn a_line_that_is_no_request_is_answered_with_an_error() {
     let refusal = home.refusal(2, &arguments);
     assert!(refusal.contains("--output") && refusal.contains("another request"), "{refusal}");
     assert!(home.refusal(1, &["batch", &model, "-i", "no such file", "-o", output.to_str().unwrap()]).contains("no such file"));
+}
+
+#[test]
+fn an_adapter_that_replaces_norms_is_that_of_all_requests() {
+    let home = Home::new();
+    let (model, normed) = (home.folder_model(), adapter_with_norm(&home, "normed", 0.5));
+    let (input, output) = (home.path("requests.jsonl"), home.path("answers.jsonl"));
+    let requests = [request("one", &json!({ "ignore_eos": true })), request("two", &json!({ "lora": [{ "id": 0, "scale": 0.25 }] }))];
+    std::fs::write(&input, written(&requests)).unwrap();
+    let paths = [input.to_str().unwrap(), output.to_str().unwrap()];
+    let ran = home.run(&["batch", &model, "-i", paths[0], "-o", paths[1], "--device", "cpu", "-np", "2", "--lora", &normed]);
+    assert!(ran.code == Some(0) && ran.stderr.contains("1 of them with an error"), "{}", ran.stderr);
+    let answers = answers(&output);
+    let run = ["run", &model, "--device", "cpu", "--temp", "0", "-n", "8", "--ignore-eos", "-p", "one", "--json"];
+    let [with, without] =
+        [&["--lora", normed.as_str()][..], &[]].map(|lora| home.json("tierflow.run/1", &[&run[..], lora].concat())["text"].take());
+    let said = &answers[0]["response"]["body"]["choices"][0]["message"]["content"];
+    assert!(*said == with && with != without, "{said} {with} {without}");
+    assert_eq!(answers[1]["response"]["status_code"], 400);
+    assert!(answers[1]["response"]["body"]["error"]["message"].as_str().unwrap().contains("replaces norms"), "{}", answers[1]);
 }

@@ -3,13 +3,32 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-use tierflow::lora::{Adapter, LowRank, Settings};
+use tierflow::lora::{Adapter, LowRank, NormValues, Settings};
 use xtask::models::{GgufType, LlamaShape};
 
 use crate::common::program::{Home, text};
 
 /// An adapter for the tiny models; what it adds grows with `factor`.
 pub fn adapter(home: &Home, name: &str, factor: f32) -> String {
+    written(home, name, low_rank(factor))
+}
+
+/// The same that replaces the last norm, too.
+pub fn adapter_with_norm(home: &Home, name: &str, factor: f32) -> String {
+    let mut adapter = low_rank(factor);
+    let weight = (0..LlamaShape::tiny().hidden_size).map(|index| 1.0 + (index as f32).cos() * 0.8).collect();
+    adapter.norms.insert("model.norm".into(), NormValues { weight, bias: None });
+    adapter.settings.modules_to_save = vec!["norm".into()];
+    written(home, name, adapter)
+}
+
+fn written(home: &Home, name: &str, adapter: Adapter) -> String {
+    let folder: PathBuf = home.path(name);
+    adapter.write(&folder).unwrap();
+    text(&folder)
+}
+
+fn low_rank(factor: f32) -> Adapter {
     let LlamaShape { hidden_size, ffn_size, .. } = LlamaShape::tiny();
     let settings = Settings::new(2, 4.0, vec!["up_proj".into()]);
     let values = |n: usize, scale: f32| (0..n).map(|index| (index as f32 * 0.7).sin() * scale).collect();
@@ -22,9 +41,7 @@ pub fn adapter(home: &Home, name: &str, factor: f32) -> String {
         scaling: settings.scaling_of("").unwrap(),
     };
     let linears = [("model.layers.0.mlp.up_proj".to_owned(), linear)].into();
-    let folder: PathBuf = home.path(name);
-    Adapter { path: String::new(), settings, linears, norms: [].into() }.write(&folder).unwrap();
-    text(&folder)
+    Adapter { path: String::new(), settings, linears, norms: [].into() }
 }
 
 #[test]

@@ -157,9 +157,9 @@ fn norms_of_another_model_are_named() {
     let refused = |module: &str, width: usize, bias: Option<Vec<f32>>| {
         let norms = [(module.to_owned(), NormValues { weight: vec![1.0; width], bias })].into();
         let adapter = Arc::new(Adapter { path: "an adapter".into(), settings: settings(), linears: [].into(), norms });
-        let builder = Engine::builder(&model).text(TextFiles::Skip).device(DeviceChoice::Cpu).lora(adapter, 1.0);
-        pollster::block_on(builder.clone().prepare()).err().unwrap().to_string()
-            + &pollster::block_on(builder.lora_scales(Scales::Chosen).prepare()).err().unwrap().to_string()
+        let builder = Engine::builder(&model).text(TextFiles::Skip).device(DeviceChoice::Cpu).lora(Arc::clone(&adapter), 1.0);
+        let of_two = builder.clone().lora(adapter, 1.0).lora_scales(Scales::Chosen);
+        [builder, of_two].map(|builder| pollster::block_on(builder.prepare()).err().unwrap().to_string()).concat()
     };
     assert!(refused("model.layers.9.input_layernorm", 60, None).contains("is no norm of"));
     assert!(refused("model.norm", 59, None).contains("by 59 values, and the model's norm has 60"));

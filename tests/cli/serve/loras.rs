@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::client::Server;
 use super::with;
 use crate::common::program::{Home, has_gpu};
-use crate::lora::adapter;
+use crate::lora::{adapter, adapter_with_norm};
 
 const PROMPT: &str = "hello there, hello there, hello there";
 
@@ -111,4 +111,42 @@ fn adapters_are_listed_and_others_refused() {
     drop(server);
     let refused = home.refusal(2, &["serve", &model, &model, "--lora", &one]);
     assert!(refused.contains("--lora: is of one model"), "{refused}");
+}
+
+#[test]
+fn an_adapter_that_replaces_norms_is_the_same_for_all_requests() {
+    let home = Home::new();
+    let (model, normed, plain) = (home.folder_model(), adapter_with_norm(&home, "normed", 0.5), adapter(&home, "plain", 0.5));
+    let run = |loras: &[&str]| {
+        let run = ["run", &model, "--device", "cpu", "--raw", "--temp", "0", "-n", "12", "--ignore-eos", "-p", PROMPT, "--json"];
+        home.json("tierflow.run/1", &[&run[..], loras].concat())["text"].take()
+    };
+    let half = format!("{normed}=0.5");
+    let expected = run(&["--lora", &half]);
+    assert!(expected != run(&[]) && expected != run(&["--lora", &format!("{plain}=0.5")]), "its norm changes the text");
+    let server = Server::start(&home, &model, &["-np", "2", "--lora", &half]);
+    let listed = json!([{ "id": 0, "name": "normed", "path": normed, "scale": 0.5 }]);
+    assert_eq!(server.get("/lora-adapters").json(), listed);
+    for more in [json!({}), json!({ "model": "folder:normed" }), json!({ "lora": [{ "id": 0, "scale": 0.5 }] })] {
+        assert_eq!(server.json("/v1/completions", &request(&more))["choices"][0]["text"], expected, "{more}");
+    }
+    for (path, asked, field) in [
+        ("/v1/completions", request(&json!({ "lora": [{ "id": 0, "scale": 1 }] })), "lora"),
+        ("/v1/completions", request(&json!({ "lora": [] })), "lora"),
+        ("/completion", json!({ "prompt": PROMPT, "lora": [] }), "lora"),
+        ("/lora-adapters", json!([{ "id": 0, "scale": 1 }]), "adapters"),
+    ] {
+        let reply = server.post(path, &asked);
+        let error = reply.json()["error"].take();
+        assert!(reply.status == 400 && error["param"] == field, "{path} {asked}: {reply:?}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("`normed`, which replaces norms: all requests share it, and have 0.5 of it"), "{message}");
+    }
+    assert_eq!(server.json("/lora-adapters", &json!([{ "id": 0, "scale": 0.5 }])), json!({ "success": true }));
+    assert_eq!(server.get("/lora-adapters").json(), listed);
+    assert_eq!(server.json("/v1/completions", &request(&json!({})))["choices"][0]["text"], expected);
+    drop(server);
+    // Beside others, requests would have to choose.
+    let refused = home.refusal(1, &["serve", &model, "--device", "cpu", "--port", "0", "--lora", &normed, "--lora", &plain]);
+    assert!(refused.contains("normed") && refused.contains("give it alone, or merge it into the model"), "{refused}");
 }
