@@ -1,16 +1,19 @@
 //! `tierflow convert`: a model as a GGUF file.
 
+use std::sync::atomic::Ordering;
+
 use crate::cli::args::{ConvertArgs, LoraArg};
+use crate::cli::ctrl_c::stopped_by_ctrl_c;
 use crate::cli::locate::locate;
 use crate::cli::terminal::{Progress, Visibility, note, print_json, print_path};
 use crate::convert::{ConvertOptions, convert_with};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::listed;
 
-/// Writes the file that `args` name. Its path goes to stdout, all else to stderr.
+/// Writes the file that `args` name. Its path goes to stdout, all else to stderr. After Ctrl-C nothing is left of what was written.
 ///
 /// # Errors
-/// As [`convert_with`], and those of finding the model.
+/// As [`convert_with`], and those of finding the model; [`Error::Interrupted`].
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let (source, out) = (args.source()?, args.out()?);
     crate::platform::check_folder(&out)?;
@@ -18,7 +21,11 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let loras = LoraArg::read(&args.merge_lora)?;
     let options = ConvertOptions { file_type: args.file_type, pure: args.pure };
     let bar = Progress::new(Visibility::Auto);
-    let outcome = convert_with(&model, &loras, &out, options, &mut |done, total| bar.update("converting", done, total));
+    let interrupted = stopped_by_ctrl_c();
+    let outcome = convert_with(&model, &loras, &out, options, &mut |done, total| {
+        bar.update("converting", done, total);
+        if interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    });
     bar.finish();
     let written = outcome?;
     if args.json {

@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod config;
 mod convert;
+mod ctrl_c;
 mod devices;
 mod doctor;
 mod embed;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use crate::cli::args::{GenerationArgs, RunArgs, Thinking};
+use crate::cli::ctrl_c::stopped_by_ctrl_c;
 use crate::cli::form::FormWish;
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
@@ -235,21 +236,6 @@ impl Wishes {
         }
         Ok(Settings { flags, sampling, seed, generate, form, raw, thinking, written, interrupted: Arc::default() })
     }
-}
-
-/// What the first Ctrl-C sets, to end the answer; a second one ends the program.
-fn stopped_by_ctrl_c() -> Arc<AtomicBool> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        tracing::debug!("Ctrl-C will end the program at once: {error}");
-    }
-    interrupted
 }
 
 /// The tokens of a conversation: through the chat template, or as it is with `--raw` or where the model has no template.

@@ -43,16 +43,19 @@ pub struct Converted {
     pub notes: Vec<String>,
 }
 
+/// Told how many bytes of how many are written; what it returns may end the conversion.
+pub type ConvertProgress<'a> = dyn FnMut(Bytes, Bytes) -> Result<()> + 'a;
+
 /// Version of the quantised layouts (`GGML_QNT_VERSION` of ggml.h).
 const QUANTIZATION_VERSION: u64 = 2;
 
 /// Writes the model at `model`, a folder or a GGUF file, to `out`. The file is written under a temporary name and renamed when it is whole.
-/// `progress` is told how many bytes of how many are written.
+/// `progress` is told how many bytes of how many are written; an error of it ends the conversion, and nothing is left of the file.
 ///
 /// # Errors
-/// Those of reading the model; [`Error::InvalidArgument`] where `out` is one of the model's own files; [`Error::UnsupportedModel`] for what
+/// Those of `progress` and of reading the model; [`Error::InvalidArgument`] where `out` is one of the model's own files; [`Error::UnsupportedModel`] for what
 /// no GGUF file can hold; [`Error::InvalidFile`] for weights that are no numbers, or too large for the dtype; [`Error::Io`] naming `out`.
-pub fn convert(model: &Path, out: &Path, options: ConvertOptions, progress: &mut dyn FnMut(Bytes, Bytes)) -> Result<Converted> {
+pub fn convert(model: &Path, out: &Path, options: ConvertOptions, progress: &mut ConvertProgress<'_>) -> Result<Converted> {
     convert_with(model, &[], out, options, progress)
 }
 
@@ -65,7 +68,7 @@ pub fn convert_with(
     loras: &[Scaled],
     out: &Path,
     options: ConvertOptions,
-    progress: &mut dyn FnMut(Bytes, Bytes),
+    progress: &mut ConvertProgress<'_>,
 ) -> Result<Converted> {
     let checkpoint = Checkpoint::open(model, IoMode::Pread)?;
     let own = checkpoint.sources.iter().find(|source| platform::is_same_file(Path::new(source.path()), out));
@@ -86,8 +89,7 @@ pub fn convert_with(
             Rows { input: &input, tensor, dtype: *dtype }.write(&mut |bytes| {
                 target.write_all(bytes)?;
                 written += bytes.len() as u64;
-                progress(Bytes(file.head.len() as u64 + written), file.size);
-                Ok(())
+                progress(Bytes(file.head.len() as u64 + written), file.size)
             })?;
             if written != begin + size.0 {
                 let reason = format!("tensor `{}` has {} bytes where {size} were planned", tensor.name, written - begin);

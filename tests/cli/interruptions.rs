@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::process::{Child, Command};
 
-use crate::common::program::{Home, Ran, devices, has_gpu, least, wait, wait_after};
+use crate::common::program::{Home, Ran, devices, has_gpu, least, text, wait, wait_after};
 
 /// Starts `arguments` and waits for the first bytes of the answer.
 fn started(home: &Home, arguments: &[&str]) -> (Child, Vec<u8>) {
@@ -72,6 +72,25 @@ fn ctrl_c_keeps_what_was_said() {
 fn interrupt(child: &Child) {
     let status = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
     assert!(status.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing_of_a_conversion() {
+    let home = Home::new();
+    let (model, folder) = (home.larger_model(), home.path("out"));
+    std::fs::create_dir(&folder).unwrap();
+    let out = text(&folder.join("out.gguf"));
+    let n_files = || std::fs::read_dir(&folder).unwrap().count();
+    let mut child = home.command(&["convert", &model, &out, "--type", "q4_k_m"]).spawn().unwrap();
+    while n_files() == 0 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(n_files(), 1, "what is written has a temporary name");
+    interrupt(&child);
+    let ran = wait(child);
+    assert_eq!((ran.code, n_files()), (Some(130), 0), "{ran:?}");
+    assert!(!ran.stderr.contains("error"), "{}", ran.stderr);
 }
 
 /// Cuts the model in half while it is read at every token.

@@ -16,7 +16,7 @@ use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf};
 use crate::families::{self, Golden};
 
 fn converted(model: &Path, out: &Path, file_type: &str) -> Result<Converted> {
-    convert(model, out, ConvertOptions { file_type: file_type.parse()?, pure: false }, &mut |_, _| {})
+    convert(model, out, ConvertOptions { file_type: file_type.parse()?, pure: false }, &mut |_, _| Ok(()))
 }
 
 fn open(path: &Path) -> Checkpoint {
@@ -192,7 +192,7 @@ fn a_gguf_file_becomes_another_with_its_metadata() {
     write_gguf(&file, &LlamaShape::tiny(), 7, GgufType::Q4_1).unwrap();
     // What has the dtype already is copied.
     let options = ConvertOptions { file_type: "q4_1".parse().unwrap(), pure: true };
-    assert!(convert(&file, &same, options, &mut |_, _| {}).unwrap().notes.is_empty());
+    assert!(convert(&file, &same, options, &mut |_, _| Ok(())).unwrap().notes.is_empty());
     assert!(tensors(&open(&same)) == tensors(&open(&file)));
     let written = converted(&file, &other, "q8_0").unwrap();
     assert!(written.notes[0].contains("quantised already"), "{:?}", written.notes);

@@ -315,7 +315,7 @@ fn merged_adapters_answer_as_adapters_do() {
         for model in [folder.clone(), root.path().join(format!("{base}-gguf"))] {
             let out = root.path().join("merged.gguf");
             let options = |file_type: &str| ConvertOptions { file_type: file_type.parse().unwrap(), pure: false };
-            convert_with(&model, &loras, &out, options("f32"), &mut |_, _| {}).unwrap_or_else(|error| panic!("{name}: {error}"));
+            convert_with(&model, &loras, &out, options("f32"), &mut |_, _| Ok(())).unwrap_or_else(|error| panic!("{name}: {error}"));
             let (expected, plain) = (logits(&model, &loras), logits(&model, &[]));
             let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
             let difference =
@@ -323,7 +323,7 @@ fn merged_adapters_answer_as_adapters_do() {
             let what = format!("{name} from {}", model.display());
             assert!(difference(&logits(&out, &[])) < 2e-5, "{what}: {}", difference(&logits(&out, &[])));
             assert!(difference(&plain) > 0.02, "{what}: the adapter does something");
-            convert_with(&model, &loras, &out, options("q8_0"), &mut |_, _| {}).unwrap();
+            convert_with(&model, &loras, &out, options("q8_0"), &mut |_, _| Ok(())).unwrap();
             assert!(difference(&logits(&out, &[])) < 0.05, "{what} in Q8_0: {}", difference(&logits(&out, &[])));
         }
     }
@@ -340,7 +340,7 @@ fn what_cannot_be_merged_is_refused_by_name() {
     let loras = [Scaled { adapter, scale: 1.0 }];
     let out = root.path().join("merged.gguf");
     let options = ConvertOptions { file_type: "f32".parse().unwrap(), pure: false };
-    let refused = convert_with(&model, &loras, &out, options, &mut |_, _| {}).unwrap_err().to_string();
+    let refused = convert_with(&model, &loras, &out, options, &mut |_, _| Ok(())).unwrap_err().to_string();
     assert!(refused.contains("lm_head") && refused.contains("run it with the adapter") && !out.exists(), "{refused}");
     assert_ne!(logits(&model, &loras), logits(&model, &[]), "it runs");
 }
@@ -359,7 +359,7 @@ fn adapters_in_gguf_files_are_those_of_their_folders() {
         assert_eq!(logits(&model, &scaled(&of_file)), expected, "{name}");
         let merged = [&of_file, &of_folder].map(|adapter| {
             let (out, options) = (root.path().join("merged.gguf"), ConvertOptions { file_type: "f32".parse().unwrap(), pure: false });
-            convert_with(&model, &scaled(adapter), &out, options, &mut |_, _| {}).unwrap();
+            convert_with(&model, &scaled(adapter), &out, options, &mut |_, _| Ok(())).unwrap();
             fs::read(&out).unwrap()
         });
         assert!(merged[0] == merged[1], "{name}: merged, they are the same, too");
