@@ -51,7 +51,7 @@ pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use sampling::SamplingArgs;
 pub use serve::{Key, ServeArgs};
 pub use tokenize::TokenizeArgs;
-pub use train::{TrainArgs, TrainShapeArgs};
+pub use train::{TrainArgs, TrainShapeArgs, WrittenArg};
 pub use variables::blame_variable;
 
 /// The whole command line.
@@ -92,7 +92,7 @@ pub enum Command {
     /// Make vectors of texts
     #[command(alias = "embedding")]
     Embed(EmbedArgs),
-    /// Teach a model the records of a file: an adapter beside it
+    /// Teach a model the records of a file: an adapter beside it, or itself
     #[command(alias = "finetune")]
     Train(Box<TrainArgs>),
     /// Write a model as a GGUF file, quantised or not

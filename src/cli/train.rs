@@ -1,4 +1,4 @@
-//! `tierflow train`: an adapter for a model from a file of records.
+//! `tierflow train`: an adapter for a model from a file of records, or the model itself.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::args::{IoArg, TrainArgs};
+use crate::cli::args::{IoArg, TrainArgs, WrittenArg};
 use crate::cli::event_file::EventFile;
 use crate::cli::locate::locate;
 use crate::cli::terminal::{Progress, Visibility, note, print, print_path, progress_bar};
@@ -34,7 +34,7 @@ enum Line {
     Evaluation { step: u64, eval_loss: f64 },
 }
 
-/// Trains as `args` say. The folder of the adapter goes to stdout, all else to stderr.
+/// Trains as `args` say. The folder of the adapter or the model goes to stdout, all else to stderr.
 ///
 /// # Errors
 /// Those of finding and reading the model and the data; as of [`Trainer::step`]; [`Error::Io`] naming what cannot be written.
@@ -45,6 +45,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(|error| Error::io("make", args.out.display(), error))?;
     let model = locate(&source, visibility)?;
     let mut trainer = open(args, &model, visibility)?;
+    if args.shape.full {
+        trainer.check_folder(&args.out)?;
+    }
     let data = DataSet::read(&args.data, trainer.text(), args.data_options())?;
     let eval = args.eval_data.as_ref().map(|path| DataSet::read(path, trainer.text(), args.data_options())).transpose()?;
     trainer.set_epochs(&data, args.epochs, args.steps, args.warmup)?;
@@ -74,7 +77,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
     }
     shown.bar.finish_and_clear();
-    trainer.save_adapter(&args.out)?;
+    if args.shape.full {
+        trainer.save_model(&args.out, args.dtype.map(WrittenArg::dtype))?;
+    } else {
+        trainer.save_adapter(&args.out)?;
+    }
     if !args.quiet {
         note(&shown.conclusion(&trainer, &log));
     }
@@ -95,9 +102,13 @@ fn open(args: &TrainArgs, model: &Path, visibility: Visibility) -> Result<Traine
 fn introduction(trainer: &Trainer, data: &DataSet, resumed: bool) -> String {
     let adapter = trainer.adapter();
     let n_norms = adapter.layers.iter().filter(|layer| layer.is_norm()).count();
-    let layers = counted(adapter.layers.len() - n_norms, "linear layer");
-    let mut text = format!("{} train {} values beside {layers}", counted(data.examples.len(), "record"), adapter.n_values());
-    if n_norms > 0 {
+    let (records, n_values) = (counted(data.examples.len(), "record"), adapter.n_values());
+    let mut text = if adapter.is_whole {
+        format!("{records} train {n_values} values of the model itself, in {}", counted(adapter.layers.len(), "tensor"))
+    } else {
+        format!("{records} train {n_values} values beside {}", counted(adapter.layers.len() - n_norms, "linear layer"))
+    };
+    if n_norms > 0 && !adapter.is_whole {
         text.push_str(&format!(" and of {}", counted(n_norms, "norm")));
     }
     if data.n_too_long > 0 {

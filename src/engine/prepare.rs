@@ -143,6 +143,11 @@ impl EngineBuilder {
         self
     }
 
+    /// Which devices compute, as it was said.
+    pub(crate) fn device_choice(&self) -> DeviceChoice {
+        self.device
+    }
+
     /// What `device` may use; may be called once per device.
     #[must_use]
     pub fn max_memory(mut self, device: Device, budget: Bytes) -> EngineBuilder {

@@ -63,6 +63,32 @@ pub fn write_with_folder(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, bytes)
 }
 
+/// A file that is being written; there is none.
+pub struct Checked<'a>(std::marker::PhantomData<&'a ()>);
+
+impl Checked<'_> {
+    /// Appends nothing.
+    ///
+    /// # Errors
+    /// None.
+    pub fn write_all(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nothing is written here, either.
+///
+/// # Errors
+/// [`Error::Io`], always.
+pub fn write_atomically_by(path: &Path, _fill: impl FnMut(&mut Checked<'_>) -> Result<()>) -> Result<()> {
+    write_atomically(path, &[])
+}
+
+/// There are no files.
+pub fn is_same_file(_one: &Path, _other: &Path) -> bool {
+    false
+}
+
 /// Nothing can be written.
 ///
 /// # Errors

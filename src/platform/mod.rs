@@ -47,8 +47,8 @@ pub(crate) use expand::expanded;
 pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
 pub use host::{
-    MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
-    write_atomically, write_with_folder,
+    Checked, MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, is_same_file, n_threads,
+    temporary_folder, with_temporary_file, write_atomically, write_atomically_by, write_with_folder,
 };
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use host::{create_private_folder, state_folder};
@@ -69,8 +69,6 @@ pub use threads::{block_on, n_compute_threads, start_threads};
 pub use turn::Turns;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use write::check_folder;
-#[cfg(not(target_arch = "wasm32"))]
-pub use write::{Checked, is_same_file, write_atomically_by};
 #[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub(crate) use write::{temporary_called, temporary_in};
 pub(crate) use zeroed::{resize, zeroed};

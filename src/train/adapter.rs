@@ -1,5 +1,5 @@
 //! What is trained: two small matrices beside each chosen linear layer (LoRA, Hu et al. 2021), whose product is added to its weight:
-//! `y = W·x + scale · B·(A·x)`; and the weights of chosen norms themselves.
+//! `y = W·x + scale · B·(A·x)`; and the weights of chosen norms themselves. Or the model's own tensors ([`super::whole`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use super::dense::{add_sums, products, transposed};
 use super::vjp;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Format, Model, Norm, Op, UnitKind};
+use crate::plan::Chunk;
 use crate::units::listed;
 use crate::weights::TensorId;
 
@@ -35,25 +36,32 @@ impl Default for LoraOptions {
     }
 }
 
-/// The two matrices of one linear layer, or the weights of a norm; also their gradients, and what an optimiser keeps of them.
+/// The two matrices of one linear layer, or the weights of a norm, or a tensor of the model itself; also their gradients, and what an optimiser
+/// keeps of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
-    /// The layer's name in a Hugging Face checkpoint: `model.layers.0.self_attn.q_proj`.
+    /// The layer's name in a Hugging Face checkpoint: `model.layers.0.self_attn.q_proj`; of a tensor its own.
     pub module: String,
     /// Columns of the weight; values that are normed together.
     pub n_inputs: usize,
-    /// Rows of the weight; 0 of a norm.
+    /// Rows of the weight; 0 of a norm and of any vector.
     pub n_outputs: usize,
-    /// `[rank, n_inputs]`; of a norm its weights, as transformers has them.
+    /// `[rank, n_inputs]`; of a norm its weights, as transformers has them; of a tensor all of it.
     pub a: Vec<f32>,
     /// `[n_outputs, rank]`; of a norm its bias, if it has one.
     pub b: Vec<f32>,
 }
 
 impl Layer {
-    /// Whether it is a norm.
+    /// Whether it is a norm, or another vector, from which no share is taken away.
     pub fn is_norm(&self) -> bool {
         self.n_outputs == 0
+    }
+
+    /// Zeros of its shape.
+    fn zeros(&self) -> Layer {
+        let Layer { n_inputs, n_outputs, .. } = *self;
+        Layer { module: self.module.clone(), n_inputs, n_outputs, a: vec![0.0; self.a.len()], b: vec![0.0; self.b.len()] }
     }
 
     /// All values: A, then B.
@@ -76,7 +84,7 @@ pub struct Adapter {
     pub alpha: f32,
     /// Share of inputs that are zeroed in training.
     pub dropout: f32,
-    /// Linear layers in the order of the model's operations, then norms.
+    /// Linear layers in the order of the model's operations, then norms; or tensors in that order.
     pub layers: Vec<Layer>,
     /// Ends of the names of norms that are trained.
     pub modules_to_save: Vec<String>,
@@ -84,17 +92,21 @@ pub struct Adapter {
     pub(super) rows: Vec<Vec<usize>>,
     /// The layer of each weight.
     by_weight: HashMap<TensorId, usize>,
-    /// Vectors of norms that are trained.
-    vectors: HashMap<TensorId, TrainedVector>,
+    /// Vectors that are trained: of norms, and biases.
+    pub(super) vectors: HashMap<TensorId, TrainedVector>,
+    /// Matrices that are trained themselves, where the model's own weights are.
+    pub(super) wholes: HashMap<TensorId, usize>,
+    /// Whether these are the model's own weights, each layer one of its tensors.
+    pub is_whole: bool,
 }
 
-/// Weights or the bias of a norm.
+/// Weights or the bias of a norm, or another bias.
 #[derive(Debug, Clone, Copy)]
-struct TrainedVector {
-    layer: usize,
-    is_bias: bool,
+pub(super) struct TrainedVector {
+    pub(super) layer: usize,
+    pub(super) is_bias: bool,
     /// What stored values are larger by than those of the layer.
-    stored_offset: f32,
+    pub(super) stored_offset: f32,
 }
 
 /// A layer's inputs as the forward pass had them.
@@ -144,9 +156,26 @@ impl Adapter {
             layers.push(Layer { module, n_inputs, n_outputs, a, b: vec![0.0; n_outputs * rank] });
         }
         let modules_to_save = options.modules_to_save.clone();
-        let mut adapter = Adapter { rank, alpha, dropout, layers, modules_to_save, rows, by_weight, vectors: HashMap::new() };
+        let mut adapter =
+            Adapter { rank, alpha, dropout, layers, modules_to_save, rows, by_weight, is_whole: false, ..Adapter::of_weights() };
         norms_to_train(checkpoint, model, &adapter)?.into_iter().for_each(|(module, norm)| adapter.add_norm(module, norm));
         Ok(adapter)
+    }
+
+    /// One of the model's own weights, none as yet.
+    pub(super) fn of_weights() -> Adapter {
+        Adapter {
+            rank: 1,
+            alpha: 1.0,
+            dropout: 0.0,
+            layers: Vec::new(),
+            modules_to_save: Vec::new(),
+            rows: Vec::new(),
+            by_weight: HashMap::new(),
+            vectors: HashMap::new(),
+            wholes: HashMap::new(),
+            is_whole: true,
+        }
     }
 
     /// Appends a norm, whose values are zeros up to [`Adapter::begin_norms`].
@@ -182,9 +211,9 @@ impl Adapter {
         !self.vectors.is_empty()
     }
 
-    /// Whether a vector is trained.
-    pub(super) fn trains(&self, vector: TensorId) -> bool {
-        self.vectors.contains_key(&vector)
+    /// Whether a tensor of the model is trained itself.
+    pub(super) fn trains(&self, tensor: TensorId) -> bool {
+        self.vectors.contains_key(&tensor) || self.wholes.contains_key(&tensor)
     }
 
     /// The vectors that are trained, in the order of the model's tensors, as the model stores them.
@@ -240,13 +269,32 @@ impl Adapter {
 
     /// Zeros of the shape of what is trained.
     pub(super) fn zeros(&self) -> Vec<Layer> {
-        let zeros = |layer: &Layer| Layer { a: vec![0.0; layer.a.len()], b: vec![0.0; layer.b.len()], ..layer.clone() };
-        self.layers.iter().map(zeros).collect()
+        self.layers.iter().map(Layer::zeros).collect()
     }
 
     /// Values that are trained.
     pub fn n_values(&self) -> usize {
-        self.layers.iter().map(|layer| layer.a.len() + layer.b.len()).sum()
+        // The model's own are not there before it is loaded.
+        let of = |layer: &Layer| if self.is_whole { layer.n_inputs * layer.n_outputs.max(1) } else { layer.a.len() + layer.b.len() };
+        self.layers.iter().map(of).sum()
+    }
+
+    /// Whether all of a chunk is trained itself, so that nobody reads it as it is stored.
+    pub(super) fn is_all_of(&self, chunk: &Chunk) -> bool {
+        self.is_whole && chunk.slices.iter().all(|slice| self.trains(slice.tensor))
+    }
+
+    /// The layer that a matrix is, if it is trained itself.
+    pub(super) fn whole(&self, matrix: TensorId) -> Option<usize> {
+        self.wholes.get(&matrix).copied()
+    }
+
+    /// The tensors that are trained themselves, in the order of the layers where all are.
+    pub(super) fn tensors(&self) -> Vec<TensorId> {
+        let vectors = self.vectors.iter().map(|(id, vector)| (vector.layer, *id));
+        let mut tensors: Vec<(usize, TensorId)> = self.wholes.iter().map(|(id, layer)| (*layer, *id)).chain(vectors).collect();
+        tensors.sort_unstable();
+        tensors.into_iter().map(|(_, id)| id).collect()
     }
 
     /// The layer beside a weight, if it has one.
@@ -346,7 +394,7 @@ fn norms_to_train(checkpoint: &Checkpoint, model: &Model, adapter: &Adapter) -> 
     Ok(norms)
 }
 
-fn is_called(module: &str, target: &str) -> bool {
+pub(super) fn is_called(module: &str, target: &str) -> bool {
     module == target || module.strip_suffix(target).is_some_and(|before| before.ends_with('.'))
 }
 

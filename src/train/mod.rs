@@ -1,4 +1,4 @@
-//! Fine-tuning: an adapter of low rank beside a frozen model, which may be larger than the memory.
+//! Fine-tuning: an adapter of low rank beside a frozen model, which may be larger than the memory; or the model's own weights, of one that fits.
 //!
 //! A step reads the weights twice for a whole batch: forward, which keeps what each unit has read, and back, which computes each unit anew and
 //! carries the gradient through its operations ([`crate::model::Op`]). Products with transposed weights decode the stored rows, some at a
@@ -19,6 +19,7 @@ mod saved;
 mod trainer;
 mod vjp;
 mod weights;
+mod whole;
 
 pub use adapter::{Adapter, Layer, LoraOptions};
 pub use curve::curve_svg;

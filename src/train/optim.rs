@@ -1,5 +1,7 @@
 //! Optimisers and learning rates, by torch's and transformers' formulas.
 
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::Layer;
@@ -29,6 +31,8 @@ pub enum Scheduler {
 /// Decay rates of AdamW's means, and what is added to its denominator: torch's defaults.
 const BETAS: [f32; 2] = [0.9, 0.999];
 const EPSILON: f32 = 1e-8;
+/// Values that a thread takes at once.
+const AT_ONCE: usize = 256 << 10;
 /// Share of SGD's former step that goes into the next.
 const MOMENTUM: f32 = 0.9;
 
@@ -53,7 +57,7 @@ impl Scheduler {
 pub struct Optimizer {
     /// Its formula.
     pub kind: OptimizerKind,
-    /// Share of each value that is taken away at a learning rate of 1; nothing is of norms, as in transformers' Trainer.
+    /// Share of each value that is taken away at a learning rate of 1; nothing is of norms and biases, as in transformers' Trainer.
     pub weight_decay: f32,
     /// How much of the means stays at each step of AdamW: of gradients, of their squares. At first 0.9 and 0.999.
     pub betas: [f32; 2],
@@ -86,8 +90,8 @@ impl Optimizer {
             let (first, second) = (&mut self.first[index], self.second.get_mut(index));
             let step = if layer.is_norm() { &without_decay } else { &with_decay };
             let second = second.map_or((&mut [][..], &mut [][..]), |second| (&mut second.a[..], &mut second.b[..]));
-            step.take(&mut layer.a, &gradient.a, &mut first.a, second.0);
-            step.take(&mut layer.b, &gradient.b, &mut first.b, second.1);
+            step.take_all(&mut layer.a, &gradient.a, &mut first.a, second.0);
+            step.take_all(&mut layer.b, &gradient.b, &mut first.b, second.1);
         }
     }
 }
@@ -105,6 +109,18 @@ struct Step {
 }
 
 impl Step {
+    /// On all threads, each with values of its own.
+    fn take_all(&self, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let parts = values.par_chunks_mut(AT_ONCE).zip(gradients.par_chunks(AT_ONCE)).zip(first.par_chunks_mut(AT_ONCE));
+        if second.is_empty() {
+            parts.for_each(|((values, gradients), first)| self.take(values, gradients, first, &mut []));
+        } else {
+            parts.zip(second.par_chunks_mut(AT_ONCE)).for_each(|(((values, gradients), first), second)| {
+                self.take(values, gradients, first, second);
+            });
+        }
+    }
+
     fn take(&self, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
         let rate = self.rate as f32;
         match self.kind {

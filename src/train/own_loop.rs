@@ -93,7 +93,7 @@ impl Trainer {
         self.model.config.vocab_size
     }
 
-    /// Values of the model itself, which are not trained.
+    /// Values of the model itself, trained or not.
     pub fn n_parameters(&self) -> u64 {
         self.weights.checkpoint().catalog.n_values()
     }

@@ -12,13 +12,14 @@ use super::adapter::{Adapter, Layer, LoraRead};
 use super::attention::Read;
 use super::vjp::{self, NormOf};
 use super::weights::Weights;
+use super::whole::Matrices;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::{attention, rope};
 use crate::model::{Function, Model, Op, StoreKv, Unit, UnitKind, ValueId};
 use crate::platform;
-use crate::stream::Batch;
 use crate::stream::host_values::Values;
+use crate::stream::{Batch, BatchToken};
 use crate::weights::TensorId;
 
 /// The passes of a batch, on the host's cores.
@@ -26,6 +27,7 @@ pub(super) struct HostPasses<'a> {
     model: &'a Arc<Model>,
     weights: &'a Weights,
     adapter: &'a Adapter,
+    matrices: Matrices<'a>,
     values: Values,
     /// Norm weights and biases, those that are trained as they are now.
     vectors: Arc<HashMap<TensorId, Vec<f32>>>,
@@ -35,6 +37,14 @@ pub(super) struct HostPasses<'a> {
     gradients: HashMap<ValueId, Vec<f32>>,
     /// The draw of the dropout.
     draw: Option<u64>,
+}
+
+/// Whose rows tokens name.
+#[derive(Clone, Copy)]
+struct Embedding {
+    table: TensorId,
+    scale: f32,
+    positions: Option<TensorId>,
 }
 
 /// What the backward pass of an operation needs of its forward.
@@ -82,7 +92,8 @@ pub(super) fn check(model: &Model, path: &str) -> Result<()> {
 impl<'a> HostPasses<'a> {
     pub(super) fn new(model: &'a Arc<Model>, weights: &'a Weights, adapter: &'a Adapter) -> HostPasses<'a> {
         let (values, vectors) = (Values::new(Arc::clone(model), 1, 1), adapter.vectors(&weights.vectors));
-        HostPasses { model, weights, adapter, values, vectors, inputs: HashMap::new(), gradients: HashMap::new(), draw: None }
+        let matrices = Matrices { weights, adapter };
+        HostPasses { model, weights, adapter, matrices, values, vectors, inputs: HashMap::new(), gradients: HashMap::new(), draw: None }
     }
 
     /// Runs the operations of a unit; with `keeps`, what their backward passes need.
@@ -132,7 +143,11 @@ impl<'a> HostPasses<'a> {
     fn multiply(&mut self, input: ValueId, weight: TensorId, output: ValueId, keeps: bool) -> Result<Kept> {
         let mut result = self.values.take(output);
         let n_rows = self.weights.checkpoint().catalog[weight].n_rows();
-        self.weights.multiply(weight, [0, n_rows], self.values.get(input), &mut result)?;
+        self.matrices.multiply(weight, [0, n_rows], self.values.get(input), &mut result)?;
+        if keeps && self.adapter.whole(weight).is_some() {
+            self.values.put(output, result);
+            return Ok(Kept::Input(self.values.get(input).to_vec()));
+        }
         let read = self.adapter.beside(weight).map(|layer| self.adapter.add(layer, self.values.get(input), &mut result, self.draw));
         self.values.put(output, result);
         Ok(read.filter(|_| keeps).map_or(Kept::Nothing, Kept::Lora))
@@ -193,11 +208,15 @@ impl<'a> HostPasses<'a> {
             (&Op::MatMul { input, weight, output }, kept) => {
                 let Some(upward) = self.end_of(output) else { return Ok(()) };
                 let n_rows = self.weights.checkpoint().catalog[weight].n_rows();
-                let weights = self.weights;
-                weights.add_transposed(weight, [0, n_rows], &upward, self.gradient(input))?;
-                if let (Some(layer), Kept::Lora(read)) = (self.adapter.beside(weight), kept) {
-                    let (adapter, draw) = (self.adapter, self.draw);
-                    adapter.backward(layer, &read, &upward, &mut gradients[layer], self.gradient(input), draw);
+                let matrices = self.matrices;
+                matrices.add_transposed(weight, [0, n_rows], &upward, self.gradient(input))?;
+                match (self.adapter.beside(weight), kept) {
+                    (Some(layer), Kept::Lora(read)) => {
+                        let (adapter, draw) = (self.adapter, self.draw);
+                        adapter.backward(layer, &read, &upward, &mut gradients[layer], self.gradient(input), draw);
+                    }
+                    (_, Kept::Input(input)) => matrices.add_gradient(weight, [0, n_rows], &input, &upward, gradients),
+                    _ => {}
                 }
             }
             (Op::Rope(turn), _) => {
@@ -241,8 +260,13 @@ impl<'a> HostPasses<'a> {
                     self.add_gradient(input, upward);
                 }
             }
-            // What is added does not depend on what is trained, and keys and values are read where attention is.
-            (Op::AddBias { .. } | Op::StoreKv(_), _) => {}
+            (&Op::AddBias { bias, target }, _) => {
+                if let (Some(upward), Some(into)) = (self.gradients.get(&target), self.adapter.gradient_of(bias, gradients)) {
+                    vjp::add_rows(None, upward, into);
+                }
+            }
+            // Keys and values are read where attention is.
+            (Op::StoreKv(_), _) => {}
             (op, _) => return Err(Error::internal(format!("no gradient of {op:?}"))),
         }
         Ok(())
@@ -284,9 +308,57 @@ impl HostPasses<'_> {
             platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
         }
         let mut hidden = self.values.take(self.model.hidden);
-        self.weights.store().embed(&batch.tokens, &mut hidden)?;
+        match self.trained_embedding() {
+            Some(embedding) => self.embed(embedding, &batch.tokens, &mut hidden)?,
+            None => self.weights.store().embed(&batch.tokens, &mut hidden)?,
+        }
         self.values.put(self.model.hidden, hidden);
         Ok(())
+    }
+
+    /// The embedding, where some of it is trained.
+    fn trained_embedding(&self) -> Option<Embedding> {
+        let (table, scale) = self.model.embeddings().next()?;
+        let positions = self.model.positions();
+        let trains = |id: TensorId| self.adapter.trains(id);
+        (trains(table) || positions.is_some_and(trains)).then_some(Embedding { table, scale, positions })
+    }
+
+    /// As [`Store::embed`](crate::stream::Store::embed), with what is trained as it is now.
+    fn embed(&self, embedding: Embedding, tokens: &[BatchToken], hidden: &mut [f32]) -> Result<()> {
+        let Embedding { table, scale, positions } = embedding;
+        let catalog = &self.weights.checkpoint().catalog;
+        let width = catalog[table].n_columns() as usize;
+        let mut learned = vec![0.0; if positions.is_some() { width } else { 0 }];
+        for (&BatchToken { token, position, .. }, values) in tokens.iter().zip(hidden.chunks_exact_mut(width)) {
+            if u64::from(token) >= catalog[table].n_rows() {
+                return Err(Error::TokenOutOfVocabulary { token, vocab_size: catalog[table].n_rows() as usize });
+            }
+            self.matrices.row(table, token.into(), values)?;
+            if scale != 1.0 {
+                values.iter_mut().for_each(|value| *value *= scale);
+            }
+            if let Some(positions) = positions {
+                self.matrices.row(positions, position.into(), &mut learned)?;
+                values.iter_mut().zip(&learned).for_each(|(value, learned)| *value += learned);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the gradient of the rows that the batch has read, once that of the first unit's input is known.
+    pub(super) fn backward_embedding(&mut self, tokens: &[BatchToken], gradients: &mut [Layer]) {
+        let (Some(embedding), Some(upward)) = (self.trained_embedding(), self.gradients.get(&self.model.hidden)) else { return };
+        let Embedding { table, scale, positions } = embedding;
+        let rows = [(Some(table), scale, false), (positions, 1.0, true)];
+        for (layer, scale, by_position) in rows.into_iter().filter_map(|(id, scale, by)| Some((self.adapter.whole(id?)?, scale, by))) {
+            let width = gradients[layer].n_inputs;
+            for (token, upward) in tokens.iter().zip(upward.chunks_exact(width)) {
+                let row = if by_position { token.position } else { token.token } as usize;
+                let into = &mut gradients[layer].a[row * width..][..width];
+                into.iter_mut().zip(upward).for_each(|(into, upward)| *into += scale * upward);
+            }
+        }
     }
 
     /// The loss of the batch: the sum over its rows of minus the logarithm of `targets`' probabilities. With a factor, the gradient of the
@@ -295,10 +367,11 @@ impl HostPasses<'_> {
         let head = self.head()?;
         let before = Unit { name: String::new(), kind: UnitKind::Head, ops: head.before.to_vec() };
         let kept = self.run(&before, gradient_of.is_some())?;
-        let logits = Logits { weights: self.weights, head: &head, input: self.values.get(head.input).to_vec(), targets };
+        let (matrices, vectors) = (self.matrices, Arc::clone(&self.vectors));
+        let logits = Logits { matrices, vectors, head: &head, input: self.values.get(head.input).to_vec(), targets };
         let (loss, totals) = logits.loss()?;
         let Some((factor, gradients)) = gradient_of else { return Ok(loss) };
-        let of_input = logits.backward(&totals, factor)?;
+        let of_input = logits.backward(&totals, factor, gradients)?;
         self.gradients.insert(head.input, of_input);
         for (op, kept) in before.ops.iter().zip(kept).rev() {
             match op {
@@ -345,7 +418,8 @@ struct Head<'a> {
 /// Cross-entropy fused with the product of the head: logits are computed for a slice of the vocabulary at a time, once for their sum and
 /// once more for their gradient.
 struct Logits<'a> {
-    weights: &'a Weights,
+    matrices: Matrices<'a>,
+    vectors: Arc<HashMap<TensorId, Vec<f32>>>,
     head: &'a Head<'a>,
     /// `[n_rows, hidden_size]`
     input: Vec<f32>,
@@ -364,7 +438,7 @@ struct Total {
 
 impl Logits<'_> {
     fn vocab_size(&self) -> u64 {
-        self.weights.checkpoint().catalog[self.head.weight].n_rows()
+        self.matrices.weights.checkpoint().catalog[self.head.weight].n_rows()
     }
 
     /// Slices of the vocabulary: how many depends on the sizes alone.
@@ -378,12 +452,12 @@ impl Logits<'_> {
     fn of_slice(&self, slice: [u64; 2], slopes: Option<&mut Vec<f32>>) -> Result<Vec<f32>> {
         let width = (slice[1] - slice[0]) as usize;
         let mut logits = vec![0.0; self.targets.len() * width];
-        self.weights.multiply(self.head.weight, slice, &self.input, &mut logits)?;
+        self.matrices.multiply(self.head.weight, slice, &self.input, &mut logits)?;
         let mut own = vec![1.0; if slopes.is_some() { logits.len() } else { 0 }];
         for op in self.head.behind {
             match op {
                 Op::AddBias { bias, .. } => {
-                    let bias = self.weights.vectors.get(bias).map(|bias| &bias[slice[0] as usize..slice[1] as usize]).unwrap_or_default();
+                    let bias = self.vectors.get(bias).map(|bias| &bias[slice[0] as usize..slice[1] as usize]).unwrap_or_default();
                     for row in logits.chunks_exact_mut(width) {
                         row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
                     }
@@ -426,8 +500,9 @@ impl Logits<'_> {
         Ok((rows.map(|(total, logit)| f64::from(total.most) + total.sum.ln() - f64::from(*logit)).sum(), totals))
     }
 
-    /// The gradient of `factor` times the loss with respect to what the product reads.
-    fn backward(&self, totals: &[Total], factor: f32) -> Result<Vec<f32>> {
+    /// The gradient of `factor` times the loss with respect to what the product reads; those of what is trained of it are added to
+    /// `gradients`.
+    fn backward(&self, totals: &[Total], factor: f32, gradients: &mut [Layer]) -> Result<Vec<f32>> {
         let mut of_input = vec![0.0; self.input.len()];
         let mut slopes = Vec::new();
         for slice in self.slices() {
@@ -442,8 +517,24 @@ impl Logits<'_> {
                 }
                 logits.iter_mut().zip(slopes).for_each(|(logit, slope)| *logit *= slope * factor);
             }
-            self.weights.add_transposed(self.head.weight, slice, &logits, &mut of_input)?;
+            self.matrices.add_transposed(self.head.weight, slice, &logits, &mut of_input)?;
+            self.matrices.add_gradient(self.head.weight, slice, &self.input, &logits, gradients);
+            self.add_bias_gradient(slice, &logits, gradients)?;
         }
         Ok(of_input)
+    }
+
+    /// Adds the gradient of a slice of the bias, if there is one that is trained: that of the product, which it is added to.
+    fn add_bias_gradient(&self, slice: [u64; 2], upward: &[f32], gradients: &mut [Layer]) -> Result<()> {
+        let adapter = self.matrices.adapter;
+        for (index, op) in self.head.behind.iter().enumerate() {
+            let Op::AddBias { bias, .. } = op else { continue };
+            let Some(into) = adapter.gradient_of(*bias, gradients) else { continue };
+            if self.head.behind[..index].iter().any(|op| matches!(op, Op::Map { .. })) {
+                return Err(Error::internal("a bias behind a function of a head"));
+            }
+            vjp::add_rows(None, upward, &mut into[slice[0] as usize..slice[1] as usize]);
+        }
+        Ok(())
     }
 }

@@ -1,20 +1,26 @@
 //! What training takes of devices, and how long, before anything is loaded.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::adapter::Adapter;
 use super::gpu::{GpuPlan, MostTokens, mask_bytes};
 use super::pass;
 use super::trainer::{TrainOptions, bytes_needed, check, no_room};
+use super::whole;
 use crate::device::{Device, DeviceChoice, DeviceSpec, Origin};
 use crate::engine::{EngineBuilder, Prepared};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::gpu::AdapterFound;
-use crate::plan::Workload;
+use crate::model::UnitKind;
+use crate::plan::{Chunk, Workload};
 use crate::units::Bytes;
 
 /// How often a batch passes through the model, counted in forwards: forward, forward once more unit by unit, and back, whose products are as large.
 const FORWARDS: f64 = 3.0;
+/// The same where gradients of all weights are computed, which are products as large again.
+const FULL_FORWARDS: f64 = 4.0;
 
 /// What training takes.
 #[derive(Debug, Clone, Serialize)]
@@ -23,6 +29,8 @@ pub struct TrainingPlan {
     pub n_tokens: usize,
     /// Values that are trained.
     pub n_values: usize,
+    /// Whether they are the model's own.
+    pub full: bool,
     /// The device that computes first, then host memory where that is another one.
     pub devices: Vec<TrainingDevice>,
     /// Bytes that are read from disk at each pass.
@@ -44,7 +52,7 @@ pub struct TrainingDevice {
     pub budget: Option<Bytes>,
     /// Frozen weights that stay there.
     pub weights: Bytes,
-    /// All else: values and gradients, what is trained with the optimiser's state, slots.
+    /// All else: values and gradients, what is trained, in F32, with the optimiser's state, slots.
     pub training: Bytes,
     /// Frozen weights that pass through it.
     pub streamed: Bytes,
@@ -73,9 +81,13 @@ impl Opening {
     pub(super) async fn new(builder: EngineBuilder, options: &TrainOptions) -> Result<Opening> {
         check(options)?;
         let builder = builder.ctx_size(options.seq_len);
+        let builder = if options.full { on_host(builder)? } else { builder };
         let chosen = builder.clone().prepare().await?;
         pass::check(&chosen.model, &chosen.checkpoint.path)?;
-        let adapter = Adapter::new(&chosen.checkpoint, &chosen.model, &options.lora, options.seed)?;
+        let adapter = match options.full {
+            true => whole::adapter(&chosen.checkpoint, &chosen.model, options)?,
+            false => Adapter::new(&chosen.checkpoint, &chosen.model, &options.lora, options.seed)?,
+        };
         let gpu = gpu_of(&chosen);
         let found = gpu.as_ref().and_then(|(spec, _)| chosen.adapter(spec.device)).cloned();
         let workload = Workload {
@@ -90,16 +102,24 @@ impl Opening {
         // What training needs besides is taken off the budget of the plan; a GPU that shares the host's memory has its part of it already.
         let mut host = builder.device(DeviceChoice::Cpu);
         if let Some(budget) = chosen.plan.device(Device::Cpu).and_then(|device| device.budget) {
-            let Some(rest) = budget.0.checked_sub(host_bytes.0) else { return Err(no_room(host_bytes, budget)) };
+            let Some(rest) = budget.0.checked_sub(host_bytes.0) else { return Err(no_room(host_bytes, budget, options.full)) };
             host = host.max_memory(Device::Cpu, Bytes(rest));
         }
-        let prepared = host.prepare().await?;
+        let mut prepared = host.prepare().await?;
+        if options.full {
+            leave_on_disk(&mut prepared, &adapter);
+        }
         if options.seq_len > prepared.model.config.context_length {
             let reason = format!("is {}; the model was made for {} positions", options.seq_len, prepared.model.config.context_length);
             return Err(Error::InvalidArgument { option: "the length of sequences".into(), reason });
         }
-        let secs = if gpu.is_some() { prediction.secs } else { prepared.predict(workload).secs };
-        Ok(Opening { prepared, adapter, gpu, found, secs: secs * FORWARDS, rates: prediction.rates, host_bytes })
+        let secs = match (options.full, gpu.is_some()) {
+            // Of weights that are trained nothing comes from disk.
+            (true, _) => prediction.secs * FULL_FORWARDS,
+            (_, true) => prediction.secs * FORWARDS,
+            (_, false) => prepared.predict(workload).secs * FORWARDS,
+        };
+        Ok(Opening { prepared, adapter, gpu, found, secs, rates: prediction.rates, host_bytes })
     }
 
     /// What it takes.
@@ -119,15 +139,37 @@ impl Opening {
             devices.push(TrainingDevice { device: spec.device, budget: Some(*budget), weights, training, streamed });
         }
         let stored = |on: Device| -> Bytes {
-            let chunks = 0..prepared.plan.chunks.len();
-            chunks.filter(|chunk| prepared.plan.stored_on(*chunk) == on).map(|chunk| prepared.plan.chunks[chunk].stored_bytes()).sum()
+            let chunks = prepared.plan.chunks.iter().filter(|chunk| !adapter.is_all_of(chunk));
+            chunks.filter(|chunk| chunk.stored_on == on).map(Chunk::stored_bytes).sum()
         };
         let (weights, on_disk) = (stored(Device::Cpu), stored(Device::Disk));
         let budget = prepared.plan.device(Device::Cpu).and_then(|device| device.budget).map(|rest| rest + self.host_bytes);
         let streamed = if gpu.is_none() { on_disk } else { Bytes::ZERO };
         devices.push(TrainingDevice { device: Device::Cpu, budget, weights, training: self.host_bytes, streamed });
         let tokens_per_sec = n_tokens as f64 / self.secs.max(1e-9);
-        Ok(TrainingPlan { n_tokens, n_values: adapter.n_values(), devices, on_disk, secs: self.secs, tokens_per_sec, rates: self.rates })
+        let (n_values, full) = (adapter.n_values(), options.full);
+        Ok(TrainingPlan { n_tokens, n_values, full, devices, on_disk, secs: self.secs, tokens_per_sec, rates: self.rates })
+    }
+}
+
+/// The same on the host, where the model's own weights are trained.
+fn on_host(builder: EngineBuilder) -> Result<EngineBuilder> {
+    match builder.device_choice() {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(builder.device(DeviceChoice::Cpu)),
+        other => {
+            let reason = format!("is {other}; the model's own weights are trained on the host alone: take cpu, or train an adapter there");
+            Err(Error::InvalidArgument { option: Setting::Device.into(), reason })
+        }
+    }
+}
+
+/// What is trained is not loaded a second time, as it is stored.
+fn leave_on_disk(prepared: &mut Prepared, adapter: &Adapter) {
+    let embedding = prepared.model.embedding();
+    let plan = Arc::make_mut(&mut prepared.plan);
+    plan.chunks.iter_mut().filter(|chunk| adapter.is_all_of(chunk)).for_each(|chunk| chunk.stored_on = Device::Disk);
+    if embedding.is_some_and(|table| adapter.trains(table)) {
+        plan.units.iter_mut().filter(|unit| unit.kind == UnitKind::Embedding).for_each(|unit| unit.stored_on = Device::Disk);
     }
 }
 
@@ -142,10 +184,11 @@ impl TrainingPlan {
     /// As text, a line for each device.
     pub fn report(&self) -> String {
         let mut text = format!("training of {} values, batches of {} tokens at most\n", self.n_values, self.n_tokens);
+        let [frozen, what] = if self.full { ["frozen ", "trained weights"] } else { ["", "adapter"] };
         for TrainingDevice { device, budget, weights, training, streamed } in &self.devices {
             let of = budget.map_or(String::new(), |budget| format!(" of {budget}"));
             text.push_str(&format!(
-                "  {:<11}  {}{of}: {weights} of weights, {training} of values, adapter and gradients",
+                "  {:<11}  {}{of}: {weights} of {frozen}weights, {training} of values, {what} and gradients",
                 device.to_string(),
                 *weights + *training
             ));

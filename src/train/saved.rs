@@ -1,4 +1,5 @@
-//! What is written of training: the adapter in PEFT's form, checkpoints to go on from.
+//! What is written of training: the adapter in PEFT's form, checkpoints to go on from. Models that were trained whole are written by
+//! [`super::whole`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use serde_json::Value;
 use super::adapter::{Adapter, Layer};
 use super::optim::{Optimizer, OptimizerKind, Scheduler};
 use super::trainer::{Progress, TrainOptions};
+use super::whole;
 use crate::error::{Error, Result};
 use crate::lora::{self, LowRank, NormValues, Settings};
 use crate::model::Checkpoint;
@@ -24,6 +26,7 @@ const OPTIMIZER_SCHEMA: &str = "tierflow.optimizer/1";
 const FIRST_NAME: &str = "first";
 const SECOND_NAME: &str = "second";
 const ADAPTER_NAME: &str = "adapter";
+const WEIGHTS_NAME: &str = "weights";
 
 /// What a checkpoint says besides its tensors. All but the progress must be the same to go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +48,8 @@ pub(super) struct State {
     packs: bool,
     seed: u64,
     dropout: f32,
+    #[serde(default)]
+    full: bool,
 }
 
 impl State {
@@ -66,6 +71,7 @@ impl State {
             packs: options.packs,
             seed: options.seed,
             dropout: options.lora.dropout,
+            full: options.full,
         }
     }
 
@@ -113,14 +119,26 @@ pub(super) fn adapter_of(adapter: &Adapter, layers: &[Layer], checkpoint: &Check
     Ok(lora::Adapter { path: path.display().to_string(), settings, linears, norms })
 }
 
-/// Reads the values of `adapter` from a folder.
-pub(super) fn read_adapter(adapter: &mut Adapter, folder: &Path) -> Result<()> {
-    let Adapter { rank, layers, rows, .. } = adapter;
-    read_layers(*rank, rows, layers, folder)
+/// Writes `layers`, of the shape of what is trained, so that [`read_layers`] reads them.
+fn write_layers(adapter: &Adapter, layers: &[Layer], checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    if adapter.is_whole { whole::write_values(layers, folder) } else { write_adapter(adapter, layers, checkpoint, folder) }
 }
 
-/// Reads what [`write_adapter`] wrote into `layers`.
-fn read_layers(rank: usize, rows: &[Vec<usize>], layers: &mut [Layer], folder: &Path) -> Result<()> {
+/// Reads the values of `adapter` from a folder.
+pub(super) fn read_adapter(adapter: &mut Adapter, folder: &Path) -> Result<()> {
+    let mut layers = std::mem::take(&mut adapter.layers);
+    let read = read_layers(adapter, &mut layers, folder);
+    adapter.layers = layers;
+    read
+}
+
+/// Reads what [`write_layers`] wrote, of the shape of what is trained.
+fn read_layers(adapter: &Adapter, layers: &mut [Layer], folder: &Path) -> Result<()> {
+    if adapter.is_whole {
+        return whole::read_values(layers, folder);
+    }
+    let Adapter { rank, rows, .. } = adapter;
+    let rank = *rank;
     let mut found = lora::Adapter::open(folder)?;
     for (layer, rows) in layers.iter_mut().zip(rows) {
         let other =
@@ -161,17 +179,17 @@ fn for_model(b: &[f32], rows: &[usize], rank: usize) -> Vec<f32> {
 
 /// Writes what an optimiser keeps of the adapter's matrices.
 fn write_means(optimizer: &Optimizer, adapter: &Adapter, checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
-    write_adapter(adapter, &optimizer.first, checkpoint, &folder.join(FIRST_NAME))?;
-    if optimizer.second.is_empty() { Ok(()) } else { write_adapter(adapter, &optimizer.second, checkpoint, &folder.join(SECOND_NAME)) }
+    write_layers(adapter, &optimizer.first, checkpoint, &folder.join(FIRST_NAME))?;
+    if optimizer.second.is_empty() { Ok(()) } else { write_layers(adapter, &optimizer.second, checkpoint, &folder.join(SECOND_NAME)) }
 }
 
 /// Reads what [`write_means`] wrote.
 fn read_means(optimizer: &mut Optimizer, adapter: &Adapter, folder: &Path) -> Result<()> {
-    read_layers(adapter.rank, &adapter.rows, &mut optimizer.first, &folder.join(FIRST_NAME))?;
+    read_layers(adapter, &mut optimizer.first, &folder.join(FIRST_NAME))?;
     if optimizer.second.is_empty() {
         return Ok(());
     }
-    read_layers(adapter.rank, &adapter.rows, &mut optimizer.second, &folder.join(SECOND_NAME))
+    read_layers(adapter, &mut optimizer.second, &folder.join(SECOND_NAME))
 }
 
 /// What an optimiser's folder says besides its tensors.
@@ -225,6 +243,11 @@ fn checkpoints(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// The folder of a checkpoint that holds what is trained.
+fn values_name(adapter: &Adapter) -> &'static str {
+    if adapter.is_whole { WEIGHTS_NAME } else { ADAPTER_NAME }
+}
+
 /// Writes a checkpoint below `folder`, then removes the former ones.
 pub(super) fn write_checkpoint(
     state: &State,
@@ -237,7 +260,7 @@ pub(super) fn write_checkpoint(
     let target = folder.join(format!("{PREFIX}{:06}", state.progress.n_done));
     let partial = folder.join(format!("{PREFIX}{:06}{PARTIAL}", state.progress.n_done));
     remove(&partial)?;
-    write_adapter(adapter, &adapter.layers, checkpoint, &partial.join(ADAPTER_NAME))?;
+    write_layers(adapter, &adapter.layers, checkpoint, &partial.join(values_name(adapter)))?;
     write_means(optimizer, adapter, checkpoint, &partial)?;
     let text = serde_json::to_string_pretty(state).map_err(|error| Error::internal(error.to_string()))?;
     platform::write_with_folder(&partial.join(STATE_NAME), text.as_bytes())?;
@@ -263,7 +286,7 @@ pub(super) fn read_checkpoint(own: &State, adapter: &mut Adapter, optimizer: &mu
         let reason = format!("is of a run with other options: {}; give the same, or begin anew in another folder", differences.join(", "));
         return Err(Error::invalid_file(path.display(), reason));
     }
-    read_adapter(adapter, &latest.join(ADAPTER_NAME))?;
+    read_adapter(adapter, &latest.join(values_name(adapter)))?;
     read_means(optimizer, adapter, &latest)?;
     optimizer.n_taken = state.n_taken;
     Ok(Some(state.progress))

@@ -15,7 +15,9 @@ use super::pass::HostPasses;
 use super::planning::{Opening, TrainingPlan};
 use super::saved;
 use super::weights::Weights;
+use super::whole;
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::engine::{EngineBuilder, LoadProgress, ModelText};
 use crate::error::{Error, Remedy, Result, Setting};
 use crate::host;
@@ -30,6 +32,9 @@ use crate::units::Bytes;
 pub struct TrainOptions {
     /// What is trained.
     pub lora: LoraOptions,
+    /// Whether that is the model's own weights instead of an adapter: all of them, or those of the modules that
+    /// [`LoraOptions::targets`] names, of which all else is passed over. They are trained on the host.
+    pub full: bool,
     /// How gradients become steps.
     pub optimizer: OptimizerKind,
     /// The greatest learning rate.
@@ -60,6 +65,7 @@ impl Default for TrainOptions {
     fn default() -> TrainOptions {
         TrainOptions {
             lora: LoraOptions::default(),
+            full: false,
             optimizer: OptimizerKind::Adamw,
             learning_rate: 2e-4,
             scheduler: Scheduler::Linear,
@@ -110,7 +116,8 @@ impl StepReport {
 /// Steps in a row that may be skipped.
 const MOST_SKIPPED: u64 = 3;
 
-/// A model in training. Its own weights stay as they are; an adapter beside them is trained, on the host or by a GPU.
+/// A model in training. Its own weights stay as they are, and an adapter beside them is trained, on the host or by a GPU; or, with
+/// [`TrainOptions::full`], they are trained themselves.
 ///
 /// ```no_run
 /// # async fn example() -> tierflow::Result<()> {
@@ -164,7 +171,11 @@ impl Trainer {
     pub async fn open(builder: EngineBuilder, options: TrainOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Trainer> {
         let Opening { mut prepared, mut adapter, gpu, found, .. } = Opening::new(builder, &options).await?;
         let text = prepared.take_text()?;
-        let total = Store::bytes_to_load(&prepared.checkpoint, &prepared.model, &prepared.plan);
+        let of_trained: Bytes = match options.full {
+            true => adapter.tensors().into_iter().map(|id| prepared.checkpoint.catalog[id].size_bytes).sum(),
+            false => Bytes::ZERO,
+        };
+        let total = of_trained + Store::bytes_to_load(&prepared.checkpoint, &prepared.model, &prepared.plan);
         let done = AtomicU64::new(0);
         let loaded = |bytes: Bytes| {
             let done = done.fetch_add(bytes.0, Ordering::Relaxed) + bytes.0;
@@ -172,7 +183,11 @@ impl Trainer {
         };
         let store = Store::load(Arc::clone(&prepared.checkpoint), &prepared.model, Arc::clone(&prepared.plan), &loaded)?;
         let weights = Weights::new(&prepared.model, Arc::clone(&prepared.plan), Arc::new(store))?;
-        adapter.begin_norms(&weights.vectors);
+        if options.full {
+            whole::begin(&mut adapter, &prepared.checkpoint, &loaded)?;
+        } else {
+            adapter.begin_norms(&weights.vectors);
+        }
         let optimizer = Optimizer::new(options.optimizer, options.weight_decay, adapter.zeros());
         let model = Arc::new(prepared.model);
         let gpu = match gpu.zip(found) {
@@ -340,6 +355,7 @@ impl Trainer {
     ) -> Result<f64> {
         let units = self.trained_units();
         let first_kept = match &gradients {
+            Some(_) if self.trains_embedding() => units.start,
             Some(_) => units.clone().find(|unit| self.is_adapted(*unit)).unwrap_or(units.end),
             None => units.end,
         };
@@ -368,6 +384,7 @@ impl Trainer {
                 pauses.pause().await?;
                 host::among_threads(|| passes.backward(unit, &mut gradients.layers))?;
             }
+            passes.backward_embedding(&batch.tokens, &mut gradients.layers);
         }
         Ok(loss)
     }
@@ -426,7 +443,13 @@ impl Trainer {
 
     fn is_adapted(&self, unit: usize) -> bool {
         let (unit, adapter) = (&self.model.units[unit], &self.adapter);
-        unit.matrices().any(|weight| adapter.beside(weight).is_some()) || unit.vectors().any(|vector| adapter.trains(vector))
+        unit.matrices().any(|weight| adapter.beside(weight).is_some() || adapter.trains(weight))
+            || unit.vectors().any(|vector| adapter.trains(vector))
+    }
+
+    fn trains_embedding(&self) -> bool {
+        let tables = self.model.embeddings().map(|(table, _)| table);
+        tables.chain(self.model.positions()).any(|table| self.adapter.trains(table))
     }
 
     /// Begins with the values of an adapter in PEFT's form, of the same layers and rank.
@@ -439,23 +462,55 @@ impl Trainer {
 
     /// Bytes of the model's matrices that are read from disk, each time anew.
     pub fn bytes_on_disk(&self) -> Bytes {
-        self.weights.bytes_on_disk()
+        self.weights.bytes_on_disk(&self.adapter)
     }
 
     /// Writes the adapter in PEFT's form into a folder, which is made where there is none.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
+    /// [`Error::Io`] naming the file; [`Error::InvalidArgument`] where the model's own weights are trained.
     pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        self.check_is_whole(false)?;
         saved::write_adapter(&self.adapter, &self.adapter.layers, self.weights.checkpoint(), folder)
     }
 
     /// Names and bytes of the files that [`Trainer::save_adapter`] writes.
     ///
     /// # Errors
-    /// None that training as it is here can meet.
+    /// [`Error::InvalidArgument`] where the model's own weights are trained.
     pub fn adapter_files(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
+        self.check_is_whole(false)?;
         saved::adapter_of(&self.adapter, &self.adapter.layers, self.weights.checkpoint(), Path::new(""))?.files()
+    }
+
+    /// Writes the model with its trained weights into a folder, which is made where there is none: a model as the one that it was read from, with
+    /// its config and tokenizer, in `dtype` or in the dtypes that it has there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file; [`Error::InvalidArgument`] where an adapter is trained, or the folder is the model's.
+    pub fn save_model(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
+        self.check_is_whole(true)?;
+        if let Some(other) = dtype.filter(|dtype| !matches!(dtype, DType::F32 | DType::F16 | DType::BF16)) {
+            let reason = format!("is {other}; trained weights are written in F32, F16 or BF16");
+            return Err(Error::InvalidArgument { option: "dtype".into(), reason });
+        }
+        whole::write_model(&self.adapter, self.weights.checkpoint(), folder, dtype)
+    }
+
+    /// Whether [`Trainer::save_model`] may write to a folder, before there is anything to write.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where it is the model's own.
+    pub fn check_folder(&self, folder: &Path) -> Result<()> {
+        whole::check_folder(self.weights.checkpoint(), folder)
+    }
+
+    fn check_is_whole(&self, is_whole: bool) -> Result<()> {
+        if self.adapter.is_whole == is_whole {
+            return Ok(());
+        }
+        let reason = if is_whole { "is an adapter; save that" } else { "are the model's own weights; save the model" };
+        Err(Error::InvalidArgument { option: "what is trained".into(), reason: reason.into() })
     }
 
     /// Writes all that training goes on from into a folder below `folder`, in place of the former one, which stays until the new one is
@@ -496,9 +551,14 @@ impl Pauses<'_> {
     }
 }
 
-pub(super) fn no_room(needed: Bytes, available: Bytes) -> Error {
-    let remedies = [Remedy::other("train with shorter sequences or fewer examples at once"), Remedy::Raise(Setting::MaxMemory)];
-    Error::DoesNotFit { device: Device::Cpu.to_string(), needed, available, advice: remedies.into() }
+pub(super) fn no_room(needed: Bytes, available: Bytes, is_whole: bool) -> Error {
+    let shorter = Remedy::other("train with shorter sequences or fewer examples at once");
+    let raise = Remedy::Raise(Setting::MaxMemory);
+    let advice = match is_whole {
+        true => [Remedy::other("train an adapter, or the model's own weights of fewer modules"), shorter, raise].into(),
+        false => [shorter, raise].into(),
+    };
+    Error::DoesNotFit { device: Device::Cpu.to_string(), needed, available, advice }
 }
 
 /// Sequences that are computed together, one behind the other: as many as were asked for, or, where they are packed, as have no more tokens than so many
@@ -569,6 +629,8 @@ pub(super) fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usiz
     if !on_host {
         return Bytes((n_tokens * kept + n_values as u64 * 4) * 4);
     }
+    // What is trained, its gradients and what the optimiser keeps of them.
+    let copies = if options.optimizer == OptimizerKind::Adamw { 4 } else { 3 };
     // Values, what operations have kept of them and their gradients; a slice of logits and their slopes.
-    Bytes((n_tokens * (kept + 4 * widths) + n_values as u64 * 4 + (3 << 22)) * 4)
+    Bytes((n_tokens * (kept + 4 * widths) + n_values as u64 * copies + (3 << 22)) * 4)
 }

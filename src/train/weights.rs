@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
+use super::adapter::Adapter;
 use super::dense::{MIN_PARALLEL_VALUES, add_sums};
 use crate::device::Device;
 use crate::error::Result;
@@ -67,9 +68,9 @@ impl Weights {
         Bytes(self.n_read.load(Ordering::Relaxed))
     }
 
-    /// Bytes of chunks that are stored on disk.
-    pub(super) fn bytes_on_disk(&self) -> Bytes {
-        let on_disk = |index: &usize| self.plan.stored_on(*index) == Device::Disk;
+    /// Bytes of chunks that are stored on disk and read from there.
+    pub(super) fn bytes_on_disk(&self, adapter: &Adapter) -> Bytes {
+        let on_disk = |index: &usize| self.plan.stored_on(*index) == Device::Disk && !adapter.is_all_of(&self.plan.chunks[*index]);
         (0..self.plan.chunks.len()).filter(on_disk).map(|index| self.plan.chunks[index].stored_bytes()).sum()
     }
 

@@ -23,4 +23,4 @@ pub use gguf::{MetaValue, Metadata, NewFile, NewTensor, WrittenValue, written_pa
 pub(crate) use mxfp4::{Apart, mxfp4_blocks};
 pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};
 pub(crate) use rearranged::{Order, rearranged};
-pub(crate) use safetensors::{Header, read_header};
+pub(crate) use safetensors::{Header, header as safetensors_header, read_header};

@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 
 use safetensors::tensor::Metadata;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::json;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -81,6 +82,23 @@ pub(crate) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header>
         Some(refusal) if usize::BITS >= u64::BITS => Err(invalid(format!("the safetensors header is not valid: {refusal}"))),
         _ => Ok(header),
     }
+}
+
+/// How a file begins that has these tensors one behind the other: of each its name, that of its dtype, its shape and its bytes.
+pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, &'a str, &'a [u64], Bytes)>) -> Result<Vec<u8>> {
+    let mut entries = serde_json::Map::new();
+    // What PyTorch's readers ask for.
+    entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut begin = 0;
+    for (name, dtype, shape, size) in tensors {
+        let end = begin + size.0;
+        entries.insert(name.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
+        begin = end;
+    }
+    let mut text = serde_json::to_vec(&entries).map_err(|error| Error::internal(error.to_string()))?;
+    // Values begin at a multiple of eight bytes.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
 }
 
 type NamedEntries = Vec<(String, Entry)>;

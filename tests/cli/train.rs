@@ -1,9 +1,10 @@
-//! `tierflow train`: records in, an adapter out; also killed in the middle, and with records that are none.
+//! `tierflow train`: records in, an adapter or a model out; also killed in the middle, and with records that are none.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde_json::{Value, json};
+use xtask::models::GgufType;
 
 use crate::common::program::{Home, text, wait};
 
@@ -14,12 +15,15 @@ fn data(home: &Home, name: &str, records: &[Value]) -> String {
     text(&path)
 }
 
+/// A file of the tests' model.
+const SHARD: &str = "model-00001-of-00002.safetensors";
+
 fn facts() -> Vec<Value> {
     ["a b", "b c", "c d", "d e", "e f", "f g"].map(|fact| json!({ "prompt": &fact[..1], "completion": &fact[1..] })).into()
 }
 
-fn adapter(out: &str) -> Vec<u8> {
-    std::fs::read(Path::new(out).join("adapter_model.safetensors")).unwrap()
+fn read(out: &str, file: &str) -> Vec<u8> {
+    std::fs::read(Path::new(out).join(file)).unwrap()
 }
 
 #[test]
@@ -45,6 +49,53 @@ fn a_model_learns_what_it_is_told_and_the_log_says_how() {
     let config: Value = serde_json::from_slice(&std::fs::read(Path::new(&out).join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&json!("LORA"), &json!(16), &json!(32)));
     assert_eq!(config["modules_to_save"], json!(["norm"]));
+}
+
+#[test]
+fn a_model_is_trained_whole_and_its_folder_runs() {
+    let home = Home::new();
+    let (model, out, some) = (home.folder_model(), text(&home.path("out")), text(&home.path("some")));
+    let data = data(&home, "data.jsonl", &facts());
+    let train = ["train", &model, "--data", &data, "--epochs", "8", "--batch", "2", "--accumulate", "3", "--lr", "3e-3", "--full"];
+    let ran = home.run(&[&train[..], &["--out", &out]].concat());
+    assert_eq!((ran.code, ran.stdout.trim()), (Some(0), out.as_str()), "{}", ran.stderr);
+    assert!(ran.stderr.contains("6 records train ") && ran.stderr.contains(" values of the model itself, in "), "{}", ran.stderr);
+    let losses: Vec<f64> = String::from_utf8(read(&out, "training.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap())
+        .collect();
+    assert!(losses.len() == 8 && losses[7] < 0.8 * losses[0], "{losses:?}");
+    // A model like the one that it was made of, with the same files beside the weights.
+    for file in ["config.json", "tokenizer.json"] {
+        assert!(read(&out, file) == read(&model, file), "{file}");
+    }
+    let answer = |model: &str| {
+        let ran = home.run(&["run", model, "-p", "a", "-n", "8", "--temp", "0", "--device", "cpu"]);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.stdout
+    };
+    assert!(!answer(&out).is_empty() && answer(&out) != answer(&model));
+    // Some modules alone, written with 32 bits.
+    let more = ["--out", &some, "--target", "embed_tokens,norm,mlp.up_proj", "--dtype", "f32", "--json"];
+    let ran = home.run(&[&train[..], &more].concat());
+    assert_eq!((ran.code, ran.stdout.lines().count()), (Some(0), 8), "{}", ran.stderr);
+    let config: Value = serde_json::from_slice(&read(&some, "config.json")).unwrap();
+    assert!([&config["dtype"], &config["torch_dtype"]].contains(&&json!("float32")), "{config}");
+    assert!(read(&some, SHARD).len() > read(&out, SHARD).len());
+    answer(&some);
+    let planned = |more: &[&str]| -> Value {
+        let ran = home.run(&[&["plan", &model, "--train", "--device", "cpu", "--json"], more].concat());
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{}", ran.stderr))
+    };
+    let (whole, adapter) = (planned(&["--full"]), planned(&[]));
+    let of = |plan: &Value, what: &str| plan["devices"][0][what].as_u64().unwrap();
+    assert!(whole["full"] == true && of(&whole, "training") > of(&adapter, "training") && of(&whole, "weights") == 0, "{whole}");
+    let budget = format!("cpu={}B", of(&whole, "training") / 2);
+    let refused = home.refusal(3, &[&train[..], &["--out", &out, "--max-memory", &budget]].concat());
+    assert!(refused.contains("needs at least") && refused.contains("train an adapter"), "{refused}");
+    let report = home.run(&["plan", &model, "--train", "--full", "--device", "cpu"]).stdout;
+    assert!(report.contains("trained weights and gradients"), "{report}");
 }
 
 /// The messages of an event file, whose checksums are computed bit by bit.
@@ -155,14 +206,22 @@ fn event_files_hold_what_the_log_holds() {
 
 #[test]
 fn a_run_that_was_killed_goes_on_to_the_same_adapter() {
+    killed_and_resumed(&["--lora-r", "2", "--target", "q_proj", "--dropout", "0.1"], "adapter_model.safetensors");
+}
+
+#[test]
+fn a_run_that_was_killed_goes_on_to_the_same_model() {
+    killed_and_resumed(&["--full", "--dtype", "f32", "--lr", "1e-3"], SHARD);
+}
+
+fn killed_and_resumed(mode: &[&str], file: &str) {
     let home = Home::new();
     let model = home.folder_model();
     let [whole, killed] = ["whole", "killed"].map(|name| text(&home.path(name)));
     let data = data(&home, "data.jsonl", &facts());
-    let common =
-        ["--data", &data, "--steps", "24", "--lora-r", "2", "--target", "q_proj", "--dropout", "0.1", "--save-every", "4", "--json"];
+    let common = [&["--data", &data, "--steps", "24", "--save-every", "4", "--json"], mode].concat();
     let line = |out: &str, more: &[&str]| -> Vec<String> {
-        let words = [&["train", &model, "--out", out][..], &common, more].concat();
+        let words = [&["train", &model, "--out", out][..], &common[..], more].concat();
         words.into_iter().map(str::to_owned).collect()
     };
     let run = |out: &str, more: &[&str]| {
@@ -183,15 +242,15 @@ fn a_run_that_was_killed_goes_on_to_the_same_adapter() {
     // The checkpoint of step 8 was there when the line of step 9 was read.
     let first = ran.stdout.lines().next().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap());
     assert!(first.is_none_or(|step| step > 8), "{first:?}");
-    assert_eq!(adapter(&whole), adapter(&killed));
+    assert!(read(&whole, file) == read(&killed, file) && read(&whole, file).len() > 1000);
     let steps = |out: &str| -> Vec<u64> {
         let log = std::fs::read_to_string(Path::new(out).join("training.jsonl")).unwrap();
         log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
     };
     assert_eq!((steps(&whole), steps(&killed)), ((1..=24).collect(), (1..=24).collect()));
     // With other options it is another run.
-    let refused = home.refusal(1, &["train", &model, "--out", &killed, "--data", &data, "--resume", "--lora-r", "1", "--target", "q_proj"]);
-    assert!(refused.contains("other options") && refused.contains("dropout"), "{refused}");
+    let refused = home.refusal(1, &[&["train", &model, "--out", &killed, "--data", &data, "--resume", "--seq-len", "64"], mode].concat());
+    assert!(refused.contains("other options") && refused.contains("seq_len"), "{refused}");
 }
 
 #[test]
@@ -242,6 +301,15 @@ fn options_that_are_not_possible_are_named() {
     assert!(refused(2, &["--dropout", "1"]).contains("dropout"));
     assert!(refused(3, &["--max-memory", "cpu=1KiB"]).contains("needs at least"));
     assert!(refused(1, &["--data", "no-such-file"]).contains("no-such-file"));
+    assert!(refused(2, &["--full", "--target", "x_proj"]).contains("`x_proj` is no module"));
+    assert!(refused(2, &["--full", "--device", "gpu"]).contains("trained on the host alone"));
+    assert!(refused(2, &["--full", "--lora-r", "4"]).contains("--lora-r"));
+    assert!(refused(2, &["--full", "--lora-alpha", "4"]).contains("--lora-alpha"));
+    assert!(refused(2, &["--dtype", "f32"]).contains("--full"));
+    assert!(refused(2, &["--full", "--out", &model]).contains("the folder of the model itself"));
+    let file = home.gguf_model(GgufType::Q8_0);
+    let of_file = home.refusal(1, &["train", &file, "--full", "--data", &data, "--out", &out]);
+    assert!(of_file.contains("is a GGUF file") && of_file.contains("train an adapter"), "{of_file}");
 }
 
 #[test]

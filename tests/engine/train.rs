@@ -8,6 +8,7 @@ use std::sync::Arc;
 use pollster::block_on;
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice};
+use tierflow::dtype::DType;
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::Error;
 use tierflow::lora::{self, LowRank, NormValues, Settings};
@@ -25,12 +26,25 @@ struct Goldens {
     cases: Vec<Case>,
     norms: Vec<Case>,
     curve: Vec<f64>,
+    full: Vec<Case>,
+    full_curves: Vec<Curve>,
+}
+
+/// Losses of a model that is trained whole.
+#[derive(Deserialize)]
+struct Curve {
+    name: String,
+    optimizer: OptimizerKind,
+    rate: f64,
+    losses: Vec<f64>,
 }
 
 #[derive(Deserialize)]
 struct Case {
     name: String,
+    #[serde(default)]
     targets: Vec<String>,
+    #[serde(default)]
     norms: Vec<String>,
     loss: f64,
     gradients: BTreeMap<String, Gradient>,
@@ -96,15 +110,19 @@ fn begin(trainer: &mut Trainer, folder: &Path, scale_of_b: f32) {
 }
 
 fn check(name: &str, layers: &[Layer], expected: &BTreeMap<String, Gradient>) {
-    let mut found: BTreeMap<String, &[f32]> = BTreeMap::new();
+    let mut found: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for layer in layers {
         let names = if layer.is_norm() { ["weight", "bias"] } else { ["lora_A", "lora_B"] };
         let matrices = names.into_iter().zip([&layer.a, &layer.b]).filter(|(_, values)| !values.is_empty());
-        found.extend(matrices.map(|(name, values)| (format!("{}.{name}", layer.module), &values[..])));
+        found.extend(matrices.map(|(name, values)| (format!("{}.{name}", layer.module), values.clone())));
     }
+    check_values(name, &found, expected);
+}
+
+fn check_values(name: &str, found: &BTreeMap<String, Vec<f32>>, expected: &BTreeMap<String, Gradient>) {
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
     for (matrix, expected) in expected {
-        let found = found[matrix];
+        let found = &found[matrix];
         let norm = found.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
         assert!((norm - expected.norm).abs() <= TOLERANCE * expected.norm, "{name} {matrix}: length {norm}, not {}", expected.norm);
         let some = found.iter().step_by((found.len() / 8).max(1)).take(8);
@@ -212,6 +230,230 @@ fn norms_that_were_trained_answer_as_in_training() {
             }
         }
     }
+}
+
+/// Options of training all of a model, or these modules of it.
+fn full(targets: &[&str]) -> TrainOptions {
+    TrainOptions { full: true, ..options(targets) }
+}
+
+/// Values by the names of the tensors of files, of which some hold several matrices.
+fn by_tensor(layers: &[Layer]) -> BTreeMap<String, Vec<f32>> {
+    let mut found: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for layer in layers {
+        let name = layer.module.split(':').next().unwrap();
+        found.entry(name.to_owned()).or_default().extend(&layer.a);
+    }
+    found
+}
+
+#[test]
+fn gradients_of_all_weights_are_those_of_torch() {
+    let root = tempfile::tempdir().unwrap();
+    let cases = goldens().full;
+    assert!(cases.len() > 10);
+    for case in cases {
+        let folder = families::written(root.path(), &case.name);
+        let mut trainer = open(builder(&folder), full(&[]));
+        let (loss, gradients) = block_on(trainer.gradients(&[&text(0, 21), &text(1, 9)])).unwrap();
+        assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
+        check_values(&case.name, &by_tensor(&gradients.layers), &case.gradients);
+        assert_eq!(trainer.bytes_on_disk(), Bytes::ZERO);
+        // Some of them alone have the same gradients.
+        let some = if case.name == "phi3" { vec!["embed_tokens", "qkv_proj"] } else { vec!["lm_head", "o_proj", "fc2", "input_layernorm"] };
+        let known = |target: &&str| trainer.adapter().layers.iter().any(|layer| layer.module.contains(*target));
+        let some: Vec<&str> = some.into_iter().filter(known).collect();
+        let mut alone = open(builder(&folder), full(&some));
+        let (other, some) = block_on(alone.gradients(&[&text(0, 21), &text(1, 9)])).unwrap();
+        assert!(
+            other == loss && some.layers.len() < gradients.layers.len() && !some.layers.is_empty(),
+            "{}: {other}, not {loss}",
+            case.name
+        );
+        let all = by_tensor(&gradients.layers);
+        for (name, found) in by_tensor(&some.layers) {
+            let largest = case.gradients[&name].largest;
+            let off = found.iter().zip(&all[&name]).map(|(found, all)| f64::from(found - all).abs()).fold(0.0, f64::max);
+            assert!(off <= TOLERANCE * largest, "{} {name}: {off} of {largest}", case.name);
+        }
+    }
+}
+
+#[test]
+fn models_that_are_trained_whole_have_the_losses_of_torch() {
+    let root = tempfile::tempdir().unwrap();
+    let curves = goldens().full_curves;
+    assert_eq!(curves.len(), 3);
+    for Curve { name, optimizer, rate, losses } in curves {
+        let folder = families::written(root.path(), &name);
+        assert!(losses.len() > 20);
+        let n_steps = losses.len() as u64;
+        let options =
+            TrainOptions { optimizer, learning_rate: rate, weight_decay: 0.01, n_warmup: 5, n_steps, grad_clip: Some(1.0), ..full(&[]) };
+        let mut trainer = open(builder(&folder), options);
+        for (step, expected) in losses.iter().enumerate() {
+            let texts: Vec<Example> = (0..2).map(|i| (step * 2 + i * 5) % 12).map(|number| text(number, 6 + number)).collect();
+            let report = block_on(trainer.step_on(&[&texts[0], &texts[1]])).unwrap();
+            assert!((report.loss - expected).abs() < 1e-3, "{name}, step {step}: {}, not {expected}", report.loss);
+        }
+        assert!(losses.last().unwrap() + 1.0 < losses[0], "{losses:?}");
+    }
+}
+
+/// The mean loss of a text as training computes it.
+fn evaluated(trainer: &mut Trainer, text: &Example) -> f64 {
+    block_on(trainer.evaluate(&DataSet { examples: vec![text.clone()], ..DataSet::default() })).unwrap()
+}
+
+#[test]
+fn a_model_that_was_trained_whole_answers_as_in_training() {
+    let root = tempfile::tempdir().unwrap();
+    let text = text(0, 21);
+    // Stored in 32 bits, in 16 with its embedding as head, with several matrices in one, with a bias of the head.
+    for name in ["llama", "gemma2", "phi3", "phi"] {
+        let folder = families::written(root.path(), name);
+        let (as_found, in_full) = (root.path().join(format!("{name}-trained")), root.path().join(format!("{name}-f32")));
+        let mut trainer = open(builder(&folder), TrainOptions { learning_rate: 3e-3, ..full(&[]) });
+        let before = evaluated(&mut trainer, &text);
+        assert!((loss_of(&folder, None, &text) - before).abs() < 1e-4, "{name}");
+        // Nothing has changed: all bytes of all tensors are those of the model.
+        trainer.save_model(&as_found, None).unwrap();
+        let tensors = |folder: &Path| {
+            let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+            let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut all: Vec<_> =
+                found.tensors().into_iter().map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec())).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        };
+        assert!(tensors(&as_found) == tensors(&folder), "{name}");
+        assert_eq!(std::fs::read(as_found.join("config.json")).unwrap(), std::fs::read(folder.join("config.json")).unwrap());
+        for _ in 0..3 {
+            block_on(trainer.step_on(&[&text])).unwrap();
+        }
+        let after = evaluated(&mut trainer, &text);
+        assert!((before - after).abs() > 0.1, "{name}: {before} {after}");
+        trainer.save_model(&as_found, None).unwrap();
+        trainer.save_model(&in_full, Some(DType::F32)).unwrap();
+        assert!(tensors(&as_found) != tensors(&folder));
+        for (saved, most) in [(&as_found, 2e-2), (&in_full, 1e-4)] {
+            let found = loss_of(saved, None, &text);
+            assert!((found - after).abs() < most, "{}: {found}, not {after}", saved.display());
+            // What was written can be trained on, from where it was.
+            let again = evaluated(&mut open(builder(saved), full(&["lm_head"])), &text);
+            assert!((again - found).abs() < 1e-4, "{}: {again}, not {found}", saved.display());
+        }
+        assert!(trainer.save_model(&folder, None).unwrap_err().to_string().contains("the folder of the model itself"));
+        assert!(trainer.save_adapter(&in_full).unwrap_err().to_string().contains("save the model"));
+    }
+}
+
+#[test]
+fn frozen_modules_keep_their_bytes_and_an_embedding_that_is_stored_twice_stays_one() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "qwen2");
+    // As transformers before 4.46 and others write it: the head once more.
+    let file = folder.join("model.safetensors");
+    let tensors = |path: &Path| -> BTreeMap<String, Vec<u8>> {
+        let bytes = std::fs::read(path).unwrap();
+        let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        found.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+    };
+    let bytes = std::fs::read(&file).unwrap();
+    let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = found.tensor("model.embed_tokens.weight").unwrap();
+    let all: Vec<_> = found.tensors().into_iter().chain([("lm_head.weight".to_owned(), embedding)]).collect();
+    std::fs::write(&file, safetensors::serialize(all, None).unwrap()).unwrap();
+    let before = tensors(&file);
+    let saved = root.path().join("saved");
+    let mut trainer = open(builder(&folder), TrainOptions { learning_rate: 1e-2, ..full(&["lm_head", "layers.1.mlp.up_proj", "k_proj"]) });
+    let names: Vec<&str> = trainer.adapter().layers.iter().map(|layer| layer.module.as_str()).collect();
+    let of_keys = |name: &&&str| name.contains("k_proj");
+    assert!(names.contains(&"model.embed_tokens.weight") && names.iter().filter(of_keys).all(|name| name.starts_with("model.layers.")));
+    assert!(names.iter().filter(of_keys).any(|name| name.ends_with(".bias")), "{names:?}");
+    block_on(trainer.step_on(&[&text(0, 21)])).unwrap();
+    let after_step = evaluated(&mut trainer, &text(1, 9));
+    trainer.save_model(&saved, None).unwrap();
+    let after = tensors(&saved.join("model.safetensors"));
+    assert!(after["lm_head.weight"] == after["model.embed_tokens.weight"] && after.len() == before.len());
+    for (name, bytes) in &before {
+        let is_trained = name.contains("k_proj")
+            || name.contains("layers.1.mlp.up_proj")
+            || ["lm_head.weight", "model.embed_tokens.weight"].contains(&&**name);
+        assert_eq!(&after[name] != bytes, is_trained, "{name}");
+    }
+    assert!((loss_of(&saved, None, &text(1, 9)) - after_step).abs() < 5e-3);
+}
+
+#[test]
+fn full_training_goes_on_with_the_same_bits_on_any_number_of_threads() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "qwen2");
+    for optimizer in [OptimizerKind::Adamw, OptimizerKind::Sgd] {
+        let options = || TrainOptions { optimizer, learning_rate: 3e-3, weight_decay: 0.01, ..full(&[]) };
+        let checkpoints = root.path().join(format!("{optimizer:?}"));
+        let expected = trained(&mut open(builder(&folder), options()), 4);
+        let on_one = tierflow::platform::among_n_threads(1, || trained(&mut open(builder(&folder), options()), 4)).unwrap();
+        assert!(on_one == expected, "{optimizer:?}");
+        let mut first = open(builder(&folder), options());
+        trained(&mut first, 2);
+        first.save_checkpoint(&checkpoints).unwrap();
+        let mut second = open(builder(&folder), options());
+        assert!(second.resume(&checkpoints).unwrap() && second.progress().n_done == 2);
+        assert!(trained(&mut second, 4) == expected, "{optimizer:?}");
+        for (other, what) in [(full(&["q_proj"]), "other targets"), (TrainOptions { full: false, ..options() }, "full")] {
+            let other = TrainOptions { optimizer, learning_rate: 3e-3, weight_decay: 0.01, ..other };
+            let refused = open(builder(&folder), other).resume(&checkpoints).unwrap_err().to_string();
+            assert!(refused.contains(what), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_trained_whole_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let refused =
+        |folder: &Path, options: TrainOptions| block_on(Trainer::open(builder(folder), options, &|_| {})).err().unwrap().to_string();
+    let llama = families::written(root.path(), "llama");
+    assert!(refused(&llama, full(&["x_proj"])).contains("`x_proj` is no module of this model; it has "));
+    let dropping = TrainOptions { lora: LoraOptions { dropout: 0.1, ..LoraOptions::default() }, ..full(&[]) };
+    assert!(refused(&llama, dropping).contains("dropout"));
+    let saving = TrainOptions { lora: LoraOptions { modules_to_save: vec!["norm".into()], ..LoraOptions::default() }, ..full(&[]) };
+    assert!(refused(&llama, saving).contains("name norms among the targets"));
+    let of_file = root.path().join("llama-gguf/model.gguf");
+    assert!(refused(&of_file, full(&[])).contains("name the model's folder"));
+    let transposed = families::written(root.path(), "gpt2");
+    assert!(refused(&transposed, full(&[])).contains("`transformer.h.0.attn.c_attn.weight"), "{}", refused(&transposed, full(&[])));
+    // Those that are stored as they are computed with, learned positions among them, can be.
+    let mut trainer = open(builder(&transposed), full(&["wpe", "ln_f"]));
+    let before = evaluated(&mut trainer, &text(0, 21));
+    block_on(trainer.step_on(&[&text(0, 21)])).unwrap();
+    assert!(evaluated(&mut trainer, &text(0, 21)) < before);
+    let on_gpu = builder(&llama).device(DeviceChoice::Gpu);
+    let refusal = block_on(Trainer::open(on_gpu, full(&[]), &|_| {})).err().unwrap().to_string();
+    assert!(refusal.contains("trained on the host alone"), "{refusal}");
+}
+
+#[test]
+fn the_memory_of_full_training_is_counted_before_anything_is_loaded() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let plan = |options: &TrainOptions| block_on(Trainer::plan(builder(&folder), options)).unwrap();
+    let (adapter, whole) = (plan(&options(&[])), plan(&full(&[])));
+    let [of_adapter, host] = [&adapter, &whole].map(|plan| plan.devices.last().unwrap().clone());
+    assert_eq!(whole.n_values as u64, open(builder(&folder), full(&[])).n_parameters());
+    // Weights, gradients and two means of each value, and of the weights as they are stored nothing.
+    let n_more = (whole.n_values - adapter.n_values) as u64;
+    assert_eq!(host.training, of_adapter.training + Bytes(16 * n_more));
+    assert_eq!((host.weights, whole.on_disk), (Bytes::ZERO, Bytes::ZERO));
+    let sgd = plan(&TrainOptions { optimizer: OptimizerKind::Sgd, ..full(&[]) });
+    assert_eq!(sgd.devices[0].training + Bytes(4 * whole.n_values as u64), host.training);
+    let tight = builder(&folder).max_memory(Device::Cpu, Bytes(host.training.0 - 1));
+    let Err(Error::DoesNotFit { needed, .. }) = block_on(Trainer::open(tight, full(&[]), &|_| {})) else { panic!("there is no room") };
+    assert_eq!(needed, host.training);
+    // Of some modules the others stay as they are stored.
+    let some = plan(&full(&["q_proj"]));
+    assert!(some.devices[0].weights > Bytes::ZERO && some.devices[0].training < host.training);
 }
 
 /// As [`builder`], on the adapter of the tests.

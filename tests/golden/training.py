@@ -1,4 +1,4 @@
-"""Losses and gradients of LoRA by torch and peft, for tests/engine/train.rs: `python tests/golden/training.py`.
+"""Losses and gradients of LoRA and of full fine-tuning by torch and peft, for tests/engine/train.rs: `python tests/golden/training.py`.
 
 Writes tests/golden/training.json. Needs torch, transformers and peft; the tests need none of them: they make the same weights from the same
 hash as `families.py`, whose models these are, and the same adapters and tokens.
@@ -29,6 +29,11 @@ CASES = {
     # Queries, keys and values are one matrix there.
     "phi3": ["o_proj", "down_proj"],
 }
+# Those whose own weights are trained, all of them: with an embedding that is the head too, with biases, with several matrices in one.
+FULL = [*CASES, "smollm3"]
+# Of some the curve, by which optimiser and at which rate.
+FULL_CURVES = {"llama": ("adamw", 3e-3), "qwen2": ("adamw", 3e-3), "gemma2": ("sgd", 3e-2)}
+N_FULL_STEPS = 24
 # Each with the ends of the names of norms that are trained whole: of rows, of heads, with a bias, with what is added to 1.
 NORMS = {"llama": ["norm"], "gemma3": ["norm"], "olmo2": ["norm"], "cohere": ["norm"], "starcoder2": ["layernorm"], "nemotron": ["norm"]}
 RANK, ALPHA = 4, 8
@@ -42,7 +47,8 @@ def text(number, length, vocab_size):
     return [(37 * i + 11 * number * number + i * number) % vocab_size for i in range(length)]
 
 
-def model_of(name, targets, b_scale, norms=None):
+def base_of(name):
+    """The model with the weights of its case, in double precision."""
     case = json.loads((FOLDER / f"{name}.json").read_text())
     config = AutoConfig.for_model(**case["config"])
     config._attn_implementation = "eager"
@@ -53,6 +59,11 @@ def model_of(name, targets, b_scale, norms=None):
             values = np.float32(tensor["base"]) + np.float32(tensor["scale"]) * uniform(tensor["name"], int(np.prod(tensor["shape"])))
             parameters.pop(tensor["name"]).copy_(torch.from_numpy(values).view(tensor["shape"]).to(DTYPES[case["dtype"]]).double())
     assert not parameters, list(parameters)
+    return model, config
+
+
+def model_of(name, targets, b_scale, norms=None):
+    model, config = base_of(name)
     settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, modules_to_save=norms, task_type="CAUSAL_LM")
     model = peft.get_peft_model(model, settings).double()
     trained = {}
@@ -86,6 +97,15 @@ def rounded(value):
 
 def gradients(name, targets, norms=None):
     model, trained, config = model_of(name, targets, 0.1, norms)
+    return {"targets": targets, "norms": norms or [], **gradients_of(name, model, trained, config)}
+
+
+def full_gradients(name):
+    model, config = base_of(name)
+    return gradients_of(name, model, dict(model.named_parameters()), config)
+
+
+def gradients_of(name, model, trained, config):
     parts = [loss_of(model, text(number, length, config.vocab_size)) for number, length in enumerate(LENGTHS)]
     loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
     loss.backward()
@@ -95,27 +115,40 @@ def gradients(name, targets, norms=None):
         step = max(1, flat.numel() // 8)
         found[key] = {"norm": rounded(flat.norm()), "largest": rounded(flat.abs().max()), "values": [rounded(x) for x in flat[::step][:8]]}
     print(f"{name}: loss {float(loss):.5f}, {len(found)} matrices")
-    return {"name": name, "targets": targets, "norms": norms or [], "loss": rounded(loss), "gradients": found}
+    return {"name": name, "loss": rounded(loss), "gradients": found}
 
 
 def curve():
     model, trained, config = model_of("llama", LLAMA, 0.0)
-    model = model.float()
     optimizer = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=DECAY)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, N_WARMUP, N_STEPS)
+    return losses_of("llama", model.float(), list(trained.values()), optimizer, N_STEPS, config)
+
+
+def full_curve(name, kind, rate):
+    model, config = base_of(name)
+    model = model.float()
+    parameters = list(model.parameters())
+    # As transformers' Trainer has it, vectors are not decayed.
+    groups = [{"params": [parameter for parameter in parameters if (parameter.dim() > 1) == decays], "weight_decay": DECAY * decays} for decays in (True, False)]
+    optimizer = torch.optim.AdamW(groups, lr=rate) if kind == "adamw" else torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    return {"name": name, "optimizer": kind, "rate": rate, "losses": losses_of(name, model, parameters, optimizer, N_FULL_STEPS, config)}
+
+
+def losses_of(name, model, parameters, optimizer, n_steps, config):
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, N_WARMUP, n_steps)
     losses = []
-    for step in range(N_STEPS):
+    for step in range(n_steps):
         numbers = [(step * BATCH + i * 5) % N_TEXTS for i in range(BATCH)]
         texts = [text(number, 6 + number, config.vocab_size) for number in numbers]
         parts = [loss_of(model, tokens) for tokens in texts]
         loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(trained.values()), CLIP)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         losses.append(rounded(loss))
-    print(f"curve: {losses[0]:.4f} … {losses[-1]:.4f}")
+    print(f"curve of {name}: {losses[0]:.4f} … {losses[-1]:.4f}")
     return losses
 
 
@@ -123,7 +156,8 @@ def main():
     torch.manual_seed(0)
     found = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
              "cases": [gradients(name, targets) for name, targets in CASES.items()],
-             "norms": [gradients(name, ["v_proj"], norms) for name, norms in NORMS.items()], "curve": curve()}
+             "norms": [gradients(name, ["v_proj"], norms) for name, norms in NORMS.items()], "curve": curve(),
+             "full": [full_gradients(name) for name in FULL], "full_curves": [full_curve(name, *how) for name, how in FULL_CURVES.items()]}
     TARGET.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 
 

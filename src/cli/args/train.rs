@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::model::{IoArg, ModelArgs};
 use super::{parse_positive, parse_value, parse_whole};
 use crate::device::{DeviceChoice, MaxMemory};
+use crate::dtype::DType;
 use crate::train::{DataOptions, LoraOptions, OptimizerKind, Scheduler, TrainOn, TrainOptions};
 
 /// `tierflow train`
@@ -20,7 +21,7 @@ pub struct TrainArgs {
     /// Each has messages, text, or prompt and completion.
     #[arg(long, env = "TIERFLOW_DATA", value_name = "FILE.jsonl")]
     pub data: PathBuf,
-    /// Folder for the adapter, the log and checkpoints
+    /// Folder for what is trained, the log and checkpoints
     #[arg(short, long, env = "TIERFLOW_OUT", value_name = "DIR")]
     pub out: PathBuf,
     /// Times to go through the data
@@ -45,8 +46,11 @@ pub struct TrainArgs {
     #[arg(long, env = "TIERFLOW_TRAIN_ON", value_name = "WHAT", default_value = "answers")]
     pub train_on: TrainOnArg,
     /// What the adapter is multiplied by, times its rank
-    #[arg(long, env = "TIERFLOW_LORA_ALPHA", value_name = "ALPHA", default_value_t = 32.0)]
+    #[arg(long, env = "TIERFLOW_LORA_ALPHA", value_name = "ALPHA", default_value_t = 32.0, conflicts_with = "full")]
     pub lora_alpha: f32,
+    /// How the weights of --full are written; by default as the model's files have them
+    #[arg(long, env = "TIERFLOW_DTYPE", value_name = "DTYPE", requires = "full")]
+    pub dtype: Option<WrittenArg>,
     /// Greatest learning rate
     #[arg(long, env = "TIERFLOW_LR", value_name = "RATE", default_value_t = 2e-4)]
     pub lr: f64,
@@ -124,6 +128,11 @@ pub struct TrainShapeArgs {
     /// By default all but the head.
     #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
     pub target: Vec<String>,
+    /// Train the model's own weights, not an adapter
+    ///
+    /// All of them, or the modules of --target: linear layers, norms, embeddings, the head. On the host; the folder then holds the whole model.
+    #[arg(long, env = "TIERFLOW_FULL", conflicts_with_all = ["lora_r", "modules_to_save", "dropout"])]
+    pub full: bool,
     /// Norms whose own weights learn, by the ends of their names
     ///
     /// As PEFT's modules_to_save: norm is all that end so.
@@ -140,7 +149,8 @@ impl TrainShapeArgs {
         let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
         let modules_to_save = self.modules_to_save.iter().filter(|end| !end.is_empty()).cloned().collect();
         let lora = LoraOptions { rank: self.lora_r as usize, targets, dropout: self.dropout, modules_to_save, ..LoraOptions::default() };
-        TrainOptions { lora, batch: self.batch as usize, seq_len: self.seq_len as usize, ..TrainOptions::default() }
+        let (batch, seq_len) = (self.batch as usize, self.seq_len as usize);
+        TrainOptions { lora, full: self.full, batch, seq_len, ..TrainOptions::default() }
     }
 }
 
@@ -162,6 +172,25 @@ pub enum SchedulerArg {
     Cosine,
     /// Stays
     Constant,
+}
+
+/// How trained weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WrittenArg {
+    /// 32 bits
+    F32,
+    /// 16 bits, with the exponents of 32
+    Bf16,
+}
+
+impl WrittenArg {
+    /// The dtype.
+    pub fn dtype(self) -> DType {
+        match self {
+            WrittenArg::F32 => DType::F32,
+            WrittenArg::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// How gradients become steps.
@@ -188,6 +217,7 @@ impl TrainArgs {
         let shape = self.shape.options();
         TrainOptions {
             lora: LoraOptions { alpha: self.lora_alpha, ..shape.lora },
+            full: shape.full,
             optimizer: match self.optimizer {
                 OptimizerArg::Adamw => OptimizerKind::Adamw,
                 OptimizerArg::Sgd => OptimizerKind::Sgd,
