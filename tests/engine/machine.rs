@@ -228,8 +228,8 @@ fn an_adapter_that_seems_slow_is_given_less_at_a_time_and_answers_the_same() {
     std::fs::write(&cache, kept.to_string()).unwrap();
     let (cut, n_cut) = (scores("cut.safetensors"), n_submissions("cut.json"));
     assert!(at_once == cut, "the bits differ");
-    // Six layers of seven products, and of attention in three dispatches: more than there are dispatches at all where nothing is cut.
-    assert!(n_at_once < n_cut && n_cut >= 6 * (7 + 3), "{n_at_once} submissions, then {n_cut}");
+    // Each of the seven products of six layers is submitted by itself. What attention makes of it depends on rates that were measured.
+    assert!(n_at_once < n_cut && n_cut >= 6 * 7, "{n_at_once} submissions, then {n_cut}");
 }
 
 #[test]
