@@ -16,6 +16,7 @@ use tierflow::text::{EmbeddingSettings, Pooling, Special, Tokenizer};
 use tierflow::{EngineHandle, Error, Positions, Result};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::numbers::array_of;
 use crate::options::{LOGIT_ROWS, Options, invalid, locate};
 use crate::stage::{Asked, Later};
 use crate::wait::{Progress, in_background, wait_while};
@@ -148,11 +149,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 pub fn closed() -> PyErr {
     errors::new("ClosedError", "the engine is closed; open another one")
-}
-
-/// Numbers as NumPy reads them.
-pub fn bytes_of<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyByteArray> {
-    PyByteArray::new(py, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
 impl Engine {
@@ -295,7 +291,7 @@ impl Engine {
         let open = self.opened()?;
         open.check(&tokens)?;
         let positions = if all { Positions::All } else { Positions::Last };
-        Ok(bytes_of(py, &open.rows(py, tokens, positions, |row| row)?))
+        Ok(array_of(py, &open.rows(py, tokens, positions, |row| row)?))
     }
 
     /// How likely each of `tokens` is after those before it, as logarithms; the first has none.
@@ -304,11 +300,11 @@ impl Engine {
         open.check(&tokens)?;
         let mut next = tokens.split_off(1).into_iter();
         if next.len() == 0 {
-            return Ok(bytes_of(py, &[]));
+            return Ok(array_of(py, &[]));
         }
         tokens.extend(next.as_slice().iter().take(next.len() - 1));
         let score = move |row: Vec<f32>| next.next().map(|token| log_probability(&row, token)).into_iter().collect();
-        Ok(bytes_of(py, &open.rows(py, tokens, Positions::All, score)?))
+        Ok(array_of(py, &open.rows(py, tokens, Positions::All, score)?))
     }
 
     /// One vector for each of `texts`, as numbers one after the other, and how many a vector has.
@@ -341,7 +337,7 @@ impl Engine {
             width = embedding.len();
             values.extend(embedding);
         }
-        Ok((bytes_of(py, &values), width))
+        Ok((array_of(py, &values), width))
     }
 }
 

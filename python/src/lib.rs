@@ -8,6 +8,7 @@ mod accelerate;
 mod engine;
 mod errors;
 mod logs;
+mod numbers;
 mod options;
 mod plan;
 mod process;

@@ -13,7 +13,8 @@ use tierflow::platform::block_on;
 use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use tierflow::{Error, Result};
 
-use crate::engine::{bytes_of, closed};
+use crate::engine::closed;
+use crate::numbers::{array_of, values_of};
 use crate::options::{Options, invalid, locate};
 use crate::wait::in_background;
 use crate::{errors, plan, process};
@@ -54,7 +55,7 @@ impl Stage {
     /// What the layers make of hidden states, `[n_tokens, hidden_size]` as little-endian floats.
     fn forward<'py>(&self, py: Python<'py>, asked: Asked, hidden: &[u8]) -> PyResult<Rows<'py>> {
         let batch = batch_of(asked).map_err(|error| errors::raised(&error))?;
-        let hidden = floats(hidden);
+        let hidden = values_of(hidden);
         let rows = self.with(py, move |engine| block_on(engine.forward_hidden(&batch, &hidden)))?;
         Ok(rows_of(py, rows))
     }
@@ -104,7 +105,7 @@ impl Later {
 
     /// What Python is told of a request, which is answered later.
     pub fn told<'py>(&self, py: Python<'py>, request: StageRequest) -> (Asked, Bound<'py, PyByteArray>) {
-        let told = (asked_of(&request.batch), bytes_of(py, &request.hidden));
+        let told = (asked_of(&request.batch), array_of(py, &request.hidden));
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
         told
     }
@@ -115,7 +116,7 @@ impl Later {
         let logits = match rows {
             None => best.into_iter().map(Logits::Top).collect(),
             Some(rows) => {
-                let values = floats(rows);
+                let values = values_of(rows);
                 let width = (values.len() / request.batch.logits_for.len().max(1)).max(1);
                 values.chunks(width).map(|row| Logits::All(row.to_vec())).collect()
             }
@@ -157,11 +158,7 @@ fn rows_of(py: Python<'_>, rows: Vec<Logits>) -> Rows<'_> {
             Logits::Top(row) => best.push(row),
         }
     }
-    (best.is_empty().then(|| bytes_of(py, &all)), best)
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|value| f32::from_le_bytes([value[0], value[1], value[2], value[3]])).collect()
+    (best.is_empty().then(|| array_of(py, &all)), best)
 }
 
 /// The devices of this machine as a plan for the model of `options` sees them, as `tierflow devices --json` tells them.

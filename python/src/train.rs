@@ -18,6 +18,7 @@ use tierflow::train::{
 };
 use tierflow::{Engine, Error, Result};
 
+use crate::numbers::{bytes_of, values_of};
 use crate::options::{invalid, io_mode, locate};
 use crate::wait::{Progress, in_background};
 use crate::{errors, process};
@@ -116,15 +117,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn sequences(tokens: Vec<Vec<u32>>, targets: Vec<Vec<i64>>) -> Vec<Sequence> {
     let row = |targets: Vec<i64>| targets.into_iter().map(|target| u32::try_from(target).ok()).collect();
     tokens.into_iter().zip(targets).map(|(tokens, targets)| Sequence { tokens, targets: row(targets) }).collect()
-}
-
-/// Numbers as NumPy reads and writes them.
-fn bytes_of<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<u8> {
-    values.flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn values_of(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 impl Trainer {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::args::{GenerationArgs, RunArgs, Thinking};
 use crate::cli::ctrl_c::stopped_by_ctrl_c;
-use crate::cli::form::FormWish;
+use crate::cli::form::{form_for_model, wish_of};
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
 use crate::cli::output::Output;
@@ -26,7 +26,7 @@ use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, check_folder, waited_since};
 use crate::session::{DraftSource, FinishReason, GenerateOptions, Session, Speculation};
 use crate::text::{
-    AnswerForm, ChatMessage, ChatTemplate, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
+    AnswerForm, ChatMessage, ChatTemplate, FormWish, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
     TemplateInput, Written, fresh_seed, thinking_variables,
 };
 
@@ -213,7 +213,7 @@ impl Wishes {
         if args.no_think && args.think.is_some_and(|thinking| thinking != Thinking::False) {
             return Err(invalid("--no-think", "says the opposite of --think; leave out one of them".into()));
         }
-        let form = FormWish::of(args)?;
+        let form = wish_of(args)?;
         let thinking = match args.think.filter(|thinking| *thinking != Thinking::False) {
             Some(_) if form.is_some() => return Err(invalid("--think", "cannot be combined with a form of the answer".into())),
             // What has a form is all answer.
@@ -230,7 +230,7 @@ impl Wishes {
             tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
         }
         let Wishes { sampling: flags, seed, generate, form, raw, thinking, written } = self;
-        let form = form.map(|form| form.for_model(text)).transpose()?;
+        let form = form.map(|wish| form_for_model(wish, text)).transpose()?;
         if let Some(thinking) = thinking.filter(|_| form.is_none()) {
             warn_of_deaf_template(text, raw, thinking);
         }

@@ -43,10 +43,10 @@ impl Engine {
     pub fn learn(&self, observed: &[Observed]) {
         let prepared = &self.prepared;
         // What an expert cache finds is assumed, so that forwards with one do not tell rates.
-        if !prepared.learns || prepared.plan.devices.iter().any(|device| device.expert_cache.is_some()) {
+        if !prepared.means.learns || prepared.plan.devices.iter().any(|device| device.expert_cache.is_some()) {
             return;
         }
-        let mut measured = prepared.measured.clone();
+        let mut measured = prepared.means.measured.clone();
         for observed in observed.iter().filter(|observed| observed.tells()) {
             let waited = observed.waited.unwrap_or(0.0);
             let times = [observed.secs, waited];
@@ -57,7 +57,7 @@ impl Engine {
             };
             tracing::debug!("{}: {} × {:.3}, waited {:.0} %", shown.device, shown.aspect, shown.factor, waited * 100.0);
             let Some(spec) = measured.iter_mut().find(|spec| spec.device == shown.device) else { continue };
-            machine::correct(spec, &prepared.adapters, prepared.path.as_deref(), shown.aspect, shown.factor, waited);
+            machine::correct(spec, &prepared.means.adapters, prepared.means.path.as_deref(), shown.aspect, shown.factor, waited);
             // What comes next rests on it.
             spec.rates.corrections.insert(shown.aspect, Correction::by(shown.factor));
         }

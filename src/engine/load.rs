@@ -28,7 +28,7 @@ impl Prepared {
     /// # Errors
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
     pub async fn load(mut self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
-        if !self.is_here {
+        if !self.means.is_here {
             let reason = "the plan is for a machine that is described; leave the description out to run here".into();
             return Err(Error::InvalidArgument { option: Setting::Machine.into(), reason });
         }
@@ -65,13 +65,13 @@ impl Prepared {
     /// Those of files that are there but broken, or must be there.
     pub fn text(&mut self) -> Result<&ModelText> {
         let text = self.take_text()?;
-        Ok(self.text.insert(text))
+        Ok(self.means.text.insert(text))
     }
 
     pub(crate) fn take_text(&mut self) -> Result<ModelText> {
-        match self.text.take() {
+        match self.means.text.take() {
             Some(text) => Ok(text),
-            None => ModelText::open(&self.checkpoint, self.text_files),
+            None => ModelText::open(&self.checkpoint, self.means.text_files),
         }
     }
 
@@ -100,12 +100,12 @@ impl Prepared {
     /// Opens `device` under its own budget and loads what is resident there.
     async fn open(&self, device: Device, store: &Arc<Store>, trace: &Trace, progress: &(dyn Fn(Bytes) + Sync)) -> Result<DeviceExecutor> {
         let (plan, store, trace) = (Arc::clone(&self.plan), Arc::clone(store), trace.clone());
-        let Some(found) = self.adapters.iter().find(|found| found.spec.device == device) else {
+        let Some(found) = self.adapter(device) else {
             return Ok(DeviceExecutor::Host(Box::new(HostExecutor::new(&self.model, plan, store, trace)?)));
         };
         let budget = plan.device(device).and_then(|device| device.budget).unwrap_or_default();
-        let gpu = Gpu::open(found, budget, self.limits).await?;
-        gpu.deadline.set_timeout(self.gpu_timeout);
+        let gpu = Gpu::open(found, budget, self.means.limits).await?;
+        gpu.deadline.set_timeout(self.means.gpu_timeout);
         Ok(DeviceExecutor::Gpu(Box::new(GpuExecutor::new(gpu, device, &self.model, plan, store, trace, progress).await?)))
     }
 }

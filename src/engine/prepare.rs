@@ -97,7 +97,12 @@ pub struct Prepared {
     pub options: PlanOptions,
     /// The LoRA adapters that are added to it.
     pub loras: Vec<lora::Summary>,
-    /// The adapters that compute.
+    pub(super) means: Means,
+}
+
+/// What a model is loaded with.
+pub(super) struct Means {
+    /// The adapters; of a plan, those that compute.
     pub(super) adapters: Vec<AdapterFound>,
     /// Whether the machine that the plan is for is this one.
     pub(super) is_here: bool,
@@ -109,7 +114,7 @@ pub struct Prepared {
     pub(super) limits: Option<GpuLimits>,
     pub(super) gpu_timeout: Duration,
     pub(super) text_files: TextFiles,
-    /// What of it was read already.
+    /// What of the text files was read already.
     pub(super) text: Option<ModelText>,
 }
 
@@ -291,7 +296,7 @@ impl EngineBuilder {
     /// # Errors
     /// As of [`EngineBuilder::prepare`].
     pub async fn devices(self) -> Result<Vec<DeviceSpec>> {
-        Ok(self.survey().await?.measured)
+        Ok(self.survey().await?.means.measured)
     }
 
     /// Reads headers and looks at the machine: all that a plan needs.
@@ -333,25 +338,18 @@ impl EngineBuilder {
         if let PlacementRule::Given(map) = &options.placement {
             check_map(map, &ModuleTree::of_model(&checkpoint.catalog, &model)?)?;
         }
-        let is_here = self.machine.is_none();
-        let path = self.model.path().map(Path::to_owned);
-        let (limits, gpu_timeout, text_files) = (self.limits, self.gpu_timeout, self.text);
-        Ok(Surveyed {
-            checkpoint,
-            model,
-            devices,
-            options,
-            loras,
+        let means = Means {
             adapters,
-            is_here,
+            is_here: self.machine.is_none(),
             measured,
             learns,
-            path,
-            limits,
-            gpu_timeout,
-            text_files,
+            path: self.model.path().map(Path::to_owned),
+            limits: self.limits,
+            gpu_timeout: self.gpu_timeout,
+            text_files: self.text,
             text,
-        })
+        };
+        Ok(Surveyed { checkpoint, model, devices, options, loras, means })
     }
 
     /// The model's headers, and what of it is to be computed: with LoRA adapters, without its head, with some layers.
@@ -439,45 +437,18 @@ pub(super) struct Surveyed {
     pub(super) devices: Vec<DeviceSpec>,
     pub(super) options: PlanOptions,
     loras: Vec<lora::Summary>,
-    adapters: Vec<AdapterFound>,
-    is_here: bool,
-    measured: Vec<DeviceSpec>,
-    learns: bool,
-    path: Option<PathBuf>,
-    limits: Option<GpuLimits>,
-    gpu_timeout: Duration,
-    text_files: TextFiles,
-    text: Option<ModelText>,
+    pub(super) means: Means,
 }
 
 impl Surveyed {
     /// The same with its plan.
     pub(super) fn with(self, plan: Plan) -> Prepared {
-        let Surveyed { checkpoint, model, devices, options, loras, mut adapters, is_here, measured, learns, .. } = self;
-        let Surveyed { path, limits, gpu_timeout, text_files, text, .. } = self;
+        let Surveyed { checkpoint, model, devices, options, loras, mut means } = self;
         let (schedule, executors) = (Schedule::new(&plan), plan.executors());
         tracing::debug!("{executors:?} compute; {} chunks in {} steps", plan.chunks.len(), schedule.steps.len());
         let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
-        adapters.retain(|found| executors.contains(&found.spec.device));
-        Prepared {
-            checkpoint,
-            model,
-            devices,
-            plan: Arc::new(plan),
-            schedule,
-            forecast,
-            options,
-            loras,
-            adapters,
-            is_here,
-            measured,
-            learns,
-            path,
-            limits,
-            gpu_timeout,
-            text_files,
-            text,
-        }
+        means.adapters.retain(|found| executors.contains(&found.spec.device));
+        Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, forecast, options, loras, means }
     }
 }
 
@@ -610,12 +581,12 @@ impl Prepared {
 
     /// The adapter of a device that the plan computes with, where it is in this machine.
     pub fn adapter(&self, device: Device) -> Option<&AdapterFound> {
-        self.adapters.iter().find(|found| found.spec.device == device)
+        self.means.adapters.iter().find(|found| found.spec.device == device)
     }
 
     /// Whether the machine that the plan is for is this one.
     pub fn is_here(&self) -> bool {
-        self.is_here
+        self.means.is_here
     }
 
     /// The model in a line, and the plan.

@@ -218,7 +218,9 @@ pub fn disk_rates(model: Option<&Path>, measure: Measure) -> Result<Rates> {
 }
 
 fn host_key() -> String {
-    format!("cpu | {} | {} threads", platform::cpu_name(), platform::n_compute_threads())
+    // Code that is not optimised tells nothing of code that is.
+    let build = if cfg!(debug_assertions) { " | debug build" } else { "" };
+    format!("cpu | {} | {} threads{build}", platform::cpu_name(), platform::n_compute_threads())
 }
 
 fn disk_key(subject: &disk::Subject) -> String {

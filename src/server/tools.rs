@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::app::App;
 use super::error::ApiError;
 use super::fields::{Fields, is_nothing};
-use crate::text::{ReasoningFormat, ToolCall, ToolChoice, ToolFormat, Tools, new_call_id};
+use super::grammar::fault_of;
+use crate::text::{ToolCall, ToolChoice, Tools, new_call_id};
 
 /// Reads `tool_choice` of OpenAI's API.
 pub(super) fn read_choice(choice: Value) -> Result<ToolChoice, ApiError> {
@@ -51,34 +52,12 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiE
 
 /// Checks what is offered. Without tools, nothing may be demanded.
 pub(super) fn offered(app: &App, list: Vec<Value>, choice: Option<ToolChoice>, is_single: bool) -> Result<Option<Tools>, ApiError> {
-    let choice = choice.unwrap_or(ToolChoice::Auto);
     if list.len() > MAX_TOOLS {
         return Err(ApiError::field("tools", format!("may be {MAX_TOOLS} at most")));
     }
     let list =
         list.into_iter().enumerate().map(|(index, tool)| checked(tool, &format!("tools[{index}]"))).collect::<Result<Vec<_>, _>>()?;
-    match &choice {
-        ToolChoice::Never => return Ok(None),
-        ToolChoice::Auto if list.is_empty() => return Ok(None),
-        ToolChoice::Required if list.is_empty() => {
-            return Err(ApiError::field("tool_choice", "asks for a call, and there are no tools"));
-        }
-        ToolChoice::Named(name) if !list.iter().any(|tool| tool["function"]["name"] == *name) => {
-            return Err(ApiError::field("tool_choice", "names a tool that is not among `tools`"));
-        }
-        _ => {}
-    }
-    Ok(Some(Tools { format: format_of(app)?, list, choice, is_single }))
-}
-
-/// How the model writes calls.
-fn format_of(app: &App) -> Result<ToolFormat, ApiError> {
-    let unknown = |reason| ApiError::unsupported("tools", reason);
-    let template = app.engine.chat_template().ok_or_else(|| unknown("are not supported: the model has no chat template"))?;
-    if app.engine.text().reasoning_format() == Some(ReasoningFormat::Channels) {
-        return Err(unknown("are not supported with a model that answers in channels"));
-    }
-    ToolFormat::of(template).ok_or_else(|| unknown("are not supported: the model's chat template has them in a form that is not known"))
+    Tools::offered(list, choice, is_single, || app.engine.text().tool_format()).map_err(|(field, error)| fault_of(field)(error))
 }
 
 /// A tool in OpenAI's form, without what templates need not know.

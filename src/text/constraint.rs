@@ -19,3 +19,21 @@ pub trait Constraint: Send + Sync + fmt::Debug {
     /// Where it was not allowed.
     fn accept(&mut self, token: u32) -> Result<()>;
 }
+
+/// Why answers cannot be held to a form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FormError {
+    /// Not with this model.
+    Unsupported(String),
+    /// It is no form, or none that is known.
+    Wrong(String),
+}
+
+impl fmt::Display for FormError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (FormError::Unsupported(reason) | FormError::Wrong(reason)) = self;
+        f.write_str(reason)
+    }
+}
+
+impl std::error::Error for FormError {}

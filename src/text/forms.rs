@@ -9,7 +9,7 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use super::{Candidate, Constraint, Gbnf, TokenBytes, Tokenizer};
+use super::{Candidate, Constraint, FormError, Gbnf, ReasoningFormat, TokenBytes, Tokenizer};
 use crate::error::{Error, Result};
 
 /// The vocabulary of a model as forms read it; made when the first one is asked for.
@@ -19,6 +19,17 @@ pub struct FormVocabulary {
     bytes: OnceLock<std::result::Result<Arc<TokenBytes>, String>>,
 }
 
+/// A form that was asked for, before there is a model.
+#[derive(Debug, Clone)]
+pub enum FormWish {
+    /// Texts of a grammar.
+    Grammar(Gbnf),
+    /// JSON that keeps to a schema.
+    Schema(Value),
+    /// Texts that all of a regular expression describes.
+    Regex(String),
+}
+
 /// What answers must be.
 pub struct AnswerForm(Form);
 
@@ -26,15 +37,6 @@ enum Form {
     /// The beginning of an answer.
     Matched(Box<Mutex<Matcher>>),
     Rules(Gbnf, Arc<TokenBytes>),
-}
-
-/// Why answers cannot be held to a form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FormError {
-    /// Not with this model.
-    Unsupported(String),
-    /// It is no form, or none that is known.
-    Wrong(String),
 }
 
 /// How JSON is written: on one line, so that no answer is white space without end.
@@ -47,19 +49,36 @@ const MAX_REGEX_BYTES: usize = 1 << 16;
 /// What llguidance takes for the beginning of a token that has no text.
 const SPECIAL: u8 = 0xff;
 
-impl fmt::Display for FormError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (FormError::Unsupported(reason) | FormError::Wrong(reason)) = self;
-        f.write_str(reason)
+impl FormWish {
+    /// What requests call it.
+    pub fn field(&self) -> &'static str {
+        match self {
+            FormWish::Grammar(_) => "grammar",
+            FormWish::Schema(_) => "json_schema",
+            FormWish::Regex(_) => "regex",
+        }
     }
 }
-
-impl std::error::Error for FormError {}
 
 impl FormVocabulary {
     /// That of a tokenizer; without one, no answer has a form.
     pub fn new(tokenizer: Option<Tokenizer>) -> FormVocabulary {
         FormVocabulary { tokenizer, factory: OnceLock::new(), bytes: OnceLock::new() }
+    }
+
+    /// The form that is asked for, of a model that writes its reasoning like this.
+    ///
+    /// # Errors
+    /// Where it is no such form, or the model cannot be held to one.
+    pub fn form(&self, wish: FormWish, reasoning: Option<ReasoningFormat>) -> std::result::Result<AnswerForm, FormError> {
+        if reasoning == Some(ReasoningFormat::Channels) {
+            return Err(FormError::Unsupported("is not supported with a model that answers in channels".to_owned()));
+        }
+        match wish {
+            FormWish::Grammar(grammar) => self.grammar(grammar),
+            FormWish::Schema(schema) => self.json(schema),
+            FormWish::Regex(regex) => self.regex(&regex),
+        }
     }
 
     /// JSON that keeps to `schema`.

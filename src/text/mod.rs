@@ -41,13 +41,13 @@ mod word_piece;
 
 pub use chat_message::{ChatMessage, TemplateInput, thinking_variables};
 pub use chat_template::{ChatTemplate, GenerationPrompt};
-pub use constraint::Constraint;
+pub use constraint::{Constraint, FormError};
 pub use defaults::ModelDefaults;
 pub use dense::Dense;
 pub use detokenizer::Detokenizer;
 pub use embedding::{EmbeddingSettings, Pooling};
 #[cfg(feature = "forms")]
-pub use forms::{AnswerForm, FormError, FormVocabulary};
+pub use forms::{AnswerForm, FormVocabulary, FormWish};
 pub use gbnf::{Gbnf, GbnfError, MAX_GRAMMAR_BYTES, TokenBytes};
 pub use logprobs::TokenLogprobs;
 pub use reasoning::{ReasoningFormat, ReasoningSplitter, Segment};

@@ -1,6 +1,6 @@
 // What a caller gives as a model, as a list of plain descriptions that the worker can open.
 
-import { InvalidArgumentError } from './errors.js';
+import { invalid } from './invalid.js';
 
 /** Files of a folder that make up a model; the rest of the folder is left alone. */
 const PARTS = /\.(gguf|safetensors|jinja|tiktoken)$|(^|\/)(tokenizer|tiktoken)\.model$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|\.safetensors\.index\.json$/i;
@@ -23,7 +23,7 @@ export function describeSources(source) {
     return items.length === 1 || PARTS.test(item.name) ? [fromFile(item)] : [];
   });
   if (parts.length === 0) {
-    throw new InvalidArgumentError('model: there is no .gguf and no .safetensors among the files; choose a GGUF file, or the folder of a safetensors model');
+    throw invalid('model', 'there is no .gguf and no .safetensors among the files; choose a GGUF file, or the folder of a safetensors model');
   }
   return onlyModel(parts);
 }
@@ -46,10 +46,10 @@ function fromUrl({ url, keep = false, name }) {
   try {
     address = new URL(url, globalThis.location?.href);
   } catch {
-    throw new InvalidArgumentError(`model: \`${url}\` is no address; write https://… with the path of a .gguf file`);
+    throw invalid('model', `\`${url}\` is no address; write https://… with the path of a .gguf file`);
   }
   if (!/^https?:$/.test(address.protocol)) {
-    throw new InvalidArgumentError(`model: ${address.protocol} cannot be read from; use http:// or https://`);
+    throw invalid('model', `${address.protocol} cannot be read from; use http:// or https://`);
   }
   return { kind: 'url', name: name ?? nameOfUrl(address), url: fileOfHub(address).href, keep };
 }
@@ -100,7 +100,7 @@ function onlyModel(parts) {
   const ggufs = parts.filter((part) => /\.gguf$/i.test(part.name));
   const model = ({ name }) => (SPLIT.test(name) ? name.replace(SPLIT, '-of-$2') : name);
   if (ggufs.length > 1 && !ggufs.every((part) => SPLIT.test(part.name) && model(part) === model(ggufs[0]))) {
-    throw new InvalidArgumentError(`model: ${ggufs.length} .gguf files were given; choose one: ${ggufs.map((part) => part.name).join(', ')}`);
+    throw invalid('model', `${ggufs.length} .gguf files were given; choose one: ${ggufs.map((part) => part.name).join(', ')}`);
   }
   return ggufs.length > 0 ? ggufs : parts;
 }

@@ -1,6 +1,6 @@
 // Texts as vectors in OpenAI's shape over the worker's `embed`.
 
-import { InvalidArgumentError } from './errors.js';
+import { invalid } from './invalid.js';
 
 /** `engine.embeddings`. */
 export class Embeddings {
@@ -43,8 +43,4 @@ function shortened(embedding, n) {
   const first = embedding.slice(0, n);
   const length = Math.hypot(...first);
   return length > 0 ? first.map((value) => value / length) : first;
-}
-
-function invalid(option, words) {
-  return new InvalidArgumentError(`${option}: ${words}`, { option });
 }

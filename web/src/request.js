@@ -1,6 +1,6 @@
 // A body in OpenAI's shape as the engine's request. What the engine does not know is refused by its name, never left out.
 
-import { InvalidArgumentError } from './errors.js';
+import { invalid } from './invalid.js';
 import { callsOf, toolsOf } from './tools.js';
 
 /** OpenAI's newer word for `system` is taken, too. */
@@ -158,8 +158,4 @@ function textOf(part) {
   }
   if (typeof part.text !== 'string') throw invalid('messages', 'the content of each is a text, or a list of parts {type: "text", text: "…"}');
   return part.text;
-}
-
-function invalid(option, words) {
-  return new InvalidArgumentError(`${option}: ${words}`, { option });
 }

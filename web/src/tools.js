@@ -1,6 +1,6 @@
 // Tools and their calls in OpenAI's shape, as the engine takes them. What it would not understand is refused by its name.
 
-import { InvalidArgumentError } from './errors.js';
+import { invalid } from './invalid.js';
 
 /** As OpenAI has it. */
 const MAX_TOOLS = 128;
@@ -45,10 +45,7 @@ function parsed(text) {
   }
 }
 
-function isObject(value) {
+/** Whether a value is an object of JSON. */
+export function isObject(value) {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-function invalid(option, words) {
-  return new InvalidArgumentError(`${option}: ${words}`, { option });
 }

@@ -1,6 +1,7 @@
 // A call of `train` as the worker takes it, and what comes of it: records become lines of JSON, an adapter becomes files.
 
-import { InvalidArgumentError } from './errors.js';
+import { invalid } from './invalid.js';
+import { isObject } from './tools.js';
 
 /** What an adapter's folder consists of, as PEFT writes it; llama.cpp's are one file. */
 const ADAPTER_PART = /(^|\/)adapter_config\.json$|(^|\/)adapter_model\.safetensors$|\.gguf$/i;
@@ -11,10 +12,10 @@ const ADAPTER_PART = /(^|\/)adapter_config\.json$|(^|\/)adapter_model\.safetenso
  */
 export function linesOf(records) {
   if (typeof records === 'string') return records;
-  if (!records?.[Symbol.iterator]) throw invalid('give a text with a record of JSON in each line, or a list of records');
+  if (!records?.[Symbol.iterator]) throw invalid('records', 'give a text with a record of JSON in each line, or a list of records');
   return [...records]
     .map((record) => {
-      if (typeof record !== 'object' || record === null) throw invalid(`each is an object, as {prompt: "…", completion: "…"}; one is ${JSON.stringify(record) ?? typeof record}`);
+      if (!isObject(record)) throw invalid('records', `each is an object, as {prompt: "…", completion: "…"}; one is ${JSON.stringify(record) ?? typeof record}`);
       return JSON.stringify(record);
     })
     .join('\n');
@@ -28,7 +29,7 @@ export function describeAdapter(adapter) {
   const items = adapter instanceof Blob ? [adapter] : adapter?.[Symbol.iterator] ? [...adapter] : [];
   const files = items.filter((item) => item instanceof Blob && ADAPTER_PART.test(item.name ?? ''));
   if (files.length === 0) {
-    throw new InvalidArgumentError('adapter: there is no adapter_model.safetensors with its adapter_config.json, and no .gguf, among the files', { option: 'adapter' });
+    throw invalid('adapter', 'there is no adapter_model.safetensors with its adapter_config.json, and no .gguf, among the files');
   }
   return files.map((file) => ({ kind: 'file', name: file.name.split('/').pop(), file }));
 }
@@ -37,8 +38,4 @@ export function describeAdapter(adapter) {
 export function trainedOf({ adapter, ...described }) {
   const typeOf = (name) => (name.endsWith('.json') ? 'application/json' : 'application/octet-stream');
   return { ...described, adapter: adapter.map(({ name, bytes }) => new File([bytes], name, { type: typeOf(name) })) };
-}
-
-function invalid(words) {
-  return new InvalidArgumentError(`records: ${words}`, { option: 'records' });
 }

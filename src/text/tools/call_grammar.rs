@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::{CallBody, Tools};
 use crate::error::Result;
-use crate::text::forms::{FormError, FormVocabulary, copied, failed, keep_allowed, locked};
-use crate::text::{Candidate, Constraint, Special, Tokenizer};
+use crate::text::forms::{FormVocabulary, copied, failed, keep_allowed, locked};
+use crate::text::{Candidate, Constraint, FormError, Special, Tokenizer};
 
 /// What calls must be in all answers of a request.
 pub struct CallGrammar {

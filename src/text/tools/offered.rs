@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::ToolFormat;
-use crate::text::ChatMessage;
+use crate::text::{ChatMessage, FormError};
 
 /// Tools for an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +47,32 @@ impl ToolChoice {
 }
 
 impl Tools {
+    /// What a request offers: `list` in OpenAI's form, and whether the model calls (where it finds that it helps, unless something is said).
+    /// `None` where nothing may be called.
+    ///
+    /// # Errors
+    /// The field of a request and what is wrong with it: a call is demanded that cannot be, or `format` says that the model writes none.
+    pub fn offered(
+        list: Vec<Value>,
+        choice: Option<ToolChoice>,
+        is_single: bool,
+        format: impl FnOnce() -> Result<ToolFormat, FormError>,
+    ) -> Result<Option<Tools>, (&'static str, FormError)> {
+        let choice = choice.unwrap_or(ToolChoice::Auto);
+        let wrong = |reason: &str| Err(("tool_choice", FormError::Wrong(reason.to_owned())));
+        match &choice {
+            ToolChoice::Never => return Ok(None),
+            ToolChoice::Auto if list.is_empty() => return Ok(None),
+            ToolChoice::Required if list.is_empty() => return wrong("asks for a call, and there are no tools"),
+            ToolChoice::Named(name) if !list.iter().any(|tool| tool["function"]["name"] == *name) => {
+                return wrong("names a tool that is not among `tools`");
+            }
+            _ => {}
+        }
+        let format = format().map_err(|error| ("tools", error))?;
+        Ok(Some(Tools { format, list, choice, is_single }))
+    }
+
     /// Whether there must be a call.
     pub fn is_demanded(&self) -> bool {
         matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))

@@ -48,6 +48,8 @@ pub(super) struct GpuPasses {
     norms: GpuNorms,
     /// Bytes of weights that stay and that stream; the most in use at once.
     planned: ([Bytes; 2], Bytes),
+    /// What the first unit reads, until it has run.
+    embedded: Option<Vec<f32>>,
     /// By unit: what it has read.
     inputs: HashMap<usize, Vec<f32>>,
     batch: BatchShape,
@@ -116,6 +118,7 @@ impl GpuPasses {
             adapter,
             norms,
             planned,
+            embedded: None,
             inputs: HashMap::new(),
             batch,
             draw: None,
@@ -156,13 +159,19 @@ impl GpuPasses {
             self.memory.write_angles(&self.gpu, table, cos_sin(batch, angles, batch.n_positions()))?;
         }
         self.memory.write_batch(&self.gpu, batch)?;
-        self.memory.write_value(&self.gpu, self.model.hidden, &hidden)
+        self.memory.write_value(&self.gpu, self.model.hidden, &hidden)?;
+        self.embedded = Some(hidden);
+        Ok(())
     }
 
     /// Runs a unit; with `keeps`, what it has read is kept for [`GpuPasses::backward`].
     pub(super) async fn forward(&mut self, host: &Weights, unit: usize, keeps: bool) -> Result<()> {
+        let embedded = self.embedded.take();
         if keeps {
-            let input = self.read_hidden(host, unit).await?;
+            let input = match embedded {
+                Some(embedded) => embedded,
+                None => self.read_hidden(host, unit).await?,
+            };
             self.inputs.insert(unit, input);
         }
         let model = Arc::clone(&self.model);

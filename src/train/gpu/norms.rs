@@ -30,20 +30,30 @@ struct Scratch {
     product: Buffer,
 }
 
-/// The weights and the bias of a norm, how many values its rows have and its groups, as numbers of `model`.
-fn norm_of(model: &Model, op: &Op) -> Option<([Option<TensorId>; 2], [usize; 2])> {
+/// The weights and the bias of a norm; nothing of other operations.
+fn vectors_of(op: &Op) -> [Option<TensorId>; 2] {
     match op {
-        Op::RmsNorm(norm) => Some(([norm.weight, None], [model.value(norm.input).width, norm.group_size])),
-        Op::LayerNorm(norm) => Some(([Some(norm.weight), norm.bias], [model.value(norm.input).width, norm.group_size])),
-        _ => None,
+        Op::RmsNorm(norm) => [norm.weight, None],
+        Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
+        _ => [None, None],
     }
+}
+
+/// How many values the rows of a norm have, and its groups.
+fn widths_of(model: &Model, op: &Op) -> Option<[usize; 2]> {
+    let (input, group_size) = match op {
+        Op::RmsNorm(norm) => (norm.input, norm.group_size),
+        Op::LayerNorm(norm) => (norm.input, norm.group_size),
+        _ => return None,
+    };
+    Some([model.value(input).width, group_size])
 }
 
 /// Bytes of the ones, and of each of the other two.
 fn scratch_bytes(model: &Model, trained: &Adapter, most: MostTokens) -> [Bytes; 2] {
-    let norms = model.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| norm_of(model, op));
-    let norms = norms.filter(|(ids, _)| ids.iter().flatten().any(|id| trained.trains(*id)));
-    let sizes = norms.map(|(_, [width, group])| [(most.0 * width / group).max(group), most.0 * width]);
+    let is_trained = |op: &&Op| vectors_of(op).iter().flatten().any(|id| trained.trains(*id));
+    let norms = model.units.iter().flat_map(|unit| &unit.ops).filter(is_trained).filter_map(|op| widths_of(model, op));
+    let sizes = norms.map(|[width, group]| [(most.0 * width / group).max(group), most.0 * width]);
     let most = sizes.fold([0, 0], |[ones, values], [own_ones, own_values]| [ones.max(own_ones), values.max(own_values)]);
     most.map(|n| Bytes(n as u64 * 4).align_up(256))
 }
@@ -97,12 +107,7 @@ impl GpuNorms {
         [read, upward]: [Binding<'_>; 2],
     ) -> Result<()> {
         let Some(scratch) = &self.scratch else { return Ok(()) };
-        let [weight, bias] = match op {
-            Op::RmsNorm(norm) => [norm.weight, None],
-            Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
-            _ => [None, None],
-        }
-        .map(|id| id.and_then(|id| self.gradients.get(&id)));
+        let [weight, bias] = vectors_of(op).map(|id| id.and_then(|id| self.gradients.get(&id)));
         if let Some(into) = weight {
             scratch.norm(gpu, recorder, op, params, read)?;
             let values = glu::Params { n_values: params.n_rows * params.hidden_size };

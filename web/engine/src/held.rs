@@ -1,47 +1,30 @@
 //! What answers are held to: a form, or tools that may be called.
 
 use serde_json::Value;
-use tierflow::text::{CallGrammar, Constraint, FormVocabulary, Gbnf, ReasoningFormat, ToolChoice, ToolFormat, Tools};
+use tierflow::text::{CallGrammar, Constraint, FormVocabulary, FormWish, Gbnf, ToolChoice, Tools};
 use tierflow::{Engine, Error};
 
 use crate::error::invalid;
 use crate::fields::Fields;
 
-/// The form that all of an answer must have.
-#[derive(Debug)]
-pub enum FormWish {
-    Grammar(Gbnf),
-    Schema(Value),
-    Regex(String),
+/// The form that all of an answer must have, if one is asked for.
+pub fn take_form(fields: &mut Fields) -> Result<Option<FormWish>, Error> {
+    let grammar: Option<String> = fields.take("grammar", "a text in the form of llama.cpp's grammars")?;
+    let grammar = grammar.map(|text| Gbnf::parse(&text).map_err(|error| invalid("grammar", error.to_string()))).transpose()?;
+    let schema = fields.take("json_schema", "an object with a JSON schema")?.map(FormWish::Schema);
+    let regex = fields.take("regex", "a text with a regular expression")?.map(FormWish::Regex);
+    let mut asked = [grammar.map(FormWish::Grammar), schema, regex].into_iter().flatten();
+    let first = asked.next();
+    if asked.next().is_some() {
+        return Err(invalid("grammar", "give one of grammar, json_schema and regex"));
+    }
+    Ok(first)
 }
 
-impl FormWish {
-    /// The one that is asked for.
-    pub fn take(fields: &mut Fields) -> Result<Option<FormWish>, Error> {
-        let grammar: Option<String> = fields.take("grammar", "a text in the form of llama.cpp's grammars")?;
-        let grammar = grammar.map(|text| Gbnf::parse(&text).map_err(|error| invalid("grammar", error.to_string()))).transpose()?;
-        let schema = fields.take("json_schema", "an object with a JSON schema")?.map(FormWish::Schema);
-        let regex = fields.take("regex", "a text with a regular expression")?.map(FormWish::Regex);
-        let mut asked = [grammar.map(FormWish::Grammar), schema, regex].into_iter().flatten();
-        let first = asked.next();
-        if asked.next().is_some() {
-            return Err(invalid("grammar", "give one of grammar, json_schema and regex"));
-        }
-        Ok(first)
-    }
-
-    /// The rules for one answer.
-    pub fn constraint(&self, forms: &FormVocabulary, engine: &Engine) -> Result<Box<dyn Constraint>, Error> {
-        let (name, form) = match self {
-            FormWish::Grammar(grammar) => ("grammar", forms.grammar(grammar.clone())),
-            FormWish::Schema(schema) => ("json_schema", forms.json(schema.clone())),
-            FormWish::Regex(regex) => ("regex", forms.regex(regex)),
-        };
-        if engine.text().reasoning_format() == Some(ReasoningFormat::Channels) {
-            return Err(invalid(name, "is not supported with a model that answers in channels"));
-        }
-        form.map_err(|error| invalid(name, error.to_string()))?.constraint()
-    }
+/// The rules of a form for one answer.
+pub fn constraint_of_form(wish: &FormWish, forms: &FormVocabulary, engine: &Engine) -> Result<Box<dyn Constraint>, Error> {
+    let form = forms.form(wish.clone(), engine.text().reasoning_format());
+    form.map_err(|error| invalid(wish.field(), error.to_string()))?.constraint()
 }
 
 /// Tools that are offered, and whether they must be called.
@@ -65,34 +48,15 @@ impl ToolWish {
 
     /// The tools as the engine's model has them; `None` where none may be called.
     pub fn offered(&self, engine: &Engine) -> Result<Option<Tools>, Error> {
-        let choice = match &self.choice {
-            None => ToolChoice::Auto,
-            Some(choice) => {
-                let wrong = || invalid("tool_choice", "must be auto, none, required, or an object that names a function");
-                ToolChoice::read(choice).ok_or_else(wrong)?
-            }
-        };
-        match &choice {
-            ToolChoice::Never => return Ok(None),
-            ToolChoice::Auto if self.list.is_empty() => return Ok(None),
-            ToolChoice::Required if self.list.is_empty() => return Err(invalid("tool_choice", "asks for a call, and there are no tools")),
-            ToolChoice::Named(name) if !self.list.iter().any(|tool| tool["function"]["name"] == *name) => {
-                return Err(invalid("tool_choice", "names a tool that is not among `tools`"));
-            }
-            _ => {}
-        }
-        let template = engine.chat_template().ok_or_else(|| invalid("tools", "are not supported: the model has no chat template"))?;
-        if engine.text().reasoning_format() == Some(ReasoningFormat::Channels) {
-            return Err(invalid("tools", "are not supported with a model that answers in channels"));
-        }
-        let unknown = || invalid("tools", "are not supported: the model's chat template has them in a form that is not known");
-        let format = ToolFormat::of(template).ok_or_else(unknown)?;
-        Ok(Some(Tools { format, list: self.list.clone(), choice, is_single: !self.is_parallel }))
+        let wrong = || invalid("tool_choice", "must be auto, none, required, or an object that names a function");
+        let choice = self.choice.as_ref().map(|choice| ToolChoice::read(choice).ok_or_else(wrong)).transpose()?;
+        let offered = Tools::offered(self.list.clone(), choice, !self.is_parallel, || engine.text().tool_format());
+        offered.map_err(|(field, error)| invalid(field, error.to_string()))
     }
 }
 
 /// The rules for calls of `tools`, where there are some for the way in which the model calls.
-pub fn constraint_of(tools: &Tools, forms: &FormVocabulary, engine: &Engine) -> Result<Option<Box<dyn Constraint>>, Error> {
+pub fn constraint_of_calls(tools: &Tools, forms: &FormVocabulary, engine: &Engine) -> Result<Option<Box<dyn Constraint>>, Error> {
     let rules = CallGrammar::new(forms, engine.tokenizer(), tools);
     Ok(rules.map_err(|(field, error)| invalid(field, error.to_string()))?.map(|rules| rules.constraint()))
 }

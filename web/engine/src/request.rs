@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use tierflow::text::{
-    Constraint, FormVocabulary, ReasoningFormat, ReasoningSplitter, SamplingFlags, Special, TemplateInput, Tokenizer, ToolSplitter, Tools,
-    Written, thinking_variables,
+    Constraint, FormVocabulary, FormWish, ReasoningFormat, ReasoningSplitter, SamplingFlags, Special, TemplateInput, Tokenizer,
+    ToolSplitter, Tools, Written, thinking_variables,
 };
 use tierflow::{ChatMessage, Engine, Error, SamplingSettings};
 
 use crate::error::invalid;
 use crate::fields::Fields;
-use crate::held::{FormWish, ToolWish, constraint_of};
+use crate::held::{ToolWish, constraint_of_calls, constraint_of_form, take_form};
 
 /// A mark that begins reasoning, with the white space behind it, has at most so many tokens.
 const MARK_TOKENS: usize = 12;
@@ -74,7 +74,7 @@ impl Request {
             seed: fields.take("seed", count)?,
             stop: fields.take("stop", "a list of texts")?.unwrap_or_default(),
             logprobs: fields.take("logprobs", count)?,
-            form: FormWish::take(&mut fields)?,
+            form: take_form(&mut fields)?,
             tools: ToolWish::take(&mut fields)?,
         };
         fields.finish()?;
@@ -98,8 +98,8 @@ impl Request {
         let vocabulary = || forms.get_or_init(|| FormVocabulary::new(engine.tokenizer().cloned()));
         let constraint = match (&self.form, &tools) {
             (None, None) => None,
-            (Some(form), None) => Some(form.constraint(vocabulary(), engine)?),
-            (None, Some(tools)) => constraint_of(tools, vocabulary(), engine)?,
+            (Some(form), None) => Some(constraint_of_form(form, vocabulary(), engine)?),
+            (None, Some(tools)) => constraint_of_calls(tools, vocabulary(), engine)?,
             (Some(_), Some(_)) => return Err(invalid("tools", "cannot be combined with a form of the answer")),
         };
         let calls = tools.as_ref().map(|tools| ToolSplitter::new(tools.format, tools.list.clone(), engine.tokenizer()));

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { after } from 'node:test';
 
-import { PROGRAM, TINY, answered, chooseUrl, limitAnswers, loaded, open, send, start } from '../support/browser.mjs';
+import { PROGRAM, TINY, answered, chooseUrl, limitAnswers, loaded, open, runInPage, send, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 /** A name for this machine that browsers do not trust as they do `localhost`. */
@@ -18,15 +18,7 @@ before(async () => {
 });
 after(() => browser.close());
 
-/** Runs `work` in a page with the package: `work(tierflow, argument)`. */
-async function inPage(work, argument) {
-  const page = await open(browser);
-  const run = `async (argument) => (${work})(await import(new URL('../index.js', location.href).href), argument)`;
-  const result = await page.evaluate(`(${run})(${JSON.stringify(argument)})`);
-  assert.deepEqual(page.errors, []);
-  await page.close();
-  return result;
-}
+const inPage = (work, argument) => runInPage(browser, work, argument);
 
 for (const device of ['cpu', 'gpu:0']) {
   test(`stop, signal and leaving the loop end an answer within one token, on ${device}`, async () => {

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after } from 'node:test';
 
-import { PROGRAM, TINY, answered, chooseFile, lastText, limitAnswers, loaded, open, screen, send, start } from '../support/browser.mjs';
+import { PROGRAM, TINY, answered, chooseFile, lastText, limitAnswers, loaded, open, runInPage, screen, send, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 const RECORDS = [
@@ -40,15 +40,7 @@ function native(...words) {
   return stdout;
 }
 
-/** Runs `work` in a page with the package: `work(tierflow, argument)`. */
-async function inPage(work, argument) {
-  const page = await open(browser);
-  const run = `async (argument) => (${work})(await import(new URL('../index.js', location.href).href), argument)`;
-  const result = await page.evaluate(`(${run})(${JSON.stringify(argument)})`);
-  assert.deepEqual(page.errors, []);
-  await page.close();
-  return result;
-}
+const inPage = (work, argument) => runInPage(browser, work, argument);
 
 for (const device of ['cpu', 'gpu:0']) {
   test(`ten steps have the losses of the native program, and the adapter is one of PEFT's, on ${device}`, async () => {

@@ -1,5 +1,6 @@
 // A browser with the page in it, and the steps that several tests take.
 
+import assert from 'node:assert/strict';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -84,6 +85,16 @@ export async function open({ context, address }, hash = '') {
   await page.goto(new URL(`/page/${hash}`, address).href);
   await page.waitForFunction(() => !document.querySelector('#webgpu').textContent.startsWith('Asking'));
   return page;
+}
+
+/** Runs `work` in a page with the package, which reports no error: `work(tierflow, argument)`. */
+export async function runInPage(browser, work, argument) {
+  const page = await open(browser);
+  const run = `async (argument) => (${work})(await import(new URL('../index.js', location.href).href), argument)`;
+  const result = await page.evaluate(`(${run})(${JSON.stringify(argument)})`);
+  assert.deepEqual(page.errors, []);
+  await page.close();
+  return result;
 }
 
 /** Chooses a local file through the page's own input. */
