@@ -1,20 +1,23 @@
 //! `tierflow bench`: prefill and decode rates, as llama-bench measures and names them, with the bytes that bound them.
 
+mod drafts;
 mod report;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers, PlacementArgs, PlacementLists, TestArgs};
 use crate::cli::locate::locate;
-use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
 use crate::cli::statistics::LayerExperts;
 use crate::cli::terminal::Visibility;
 use crate::cli::{expert_profile, trace_file};
-use crate::engine::{Engine, Prepared, TextFiles};
+use crate::engine::{Engine, EngineBuilder, Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, Plan, PlanOptions};
 use crate::platform;
+use crate::session::DraftSource;
 use crate::stream::{Batch, BatchToken, LogitsRequest, TraceSummary};
 use report::{Report, Row};
 
@@ -83,6 +86,8 @@ struct Measured {
     traced: TraceSummary,
     /// What expert caches were asked for during the last one, by each layer.
     experts: Vec<LayerExperts>,
+    /// The same test with drafts, where tokens are generated and drafts asked for.
+    drafted: Option<drafts::Measured>,
 }
 
 /// Measures and prints.
@@ -93,22 +98,34 @@ struct Measured {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let tests = tests(&args.tests)?;
     args.trace.as_deref().map_or(Ok(()), platform::check_folder)?;
-    let prepared = prepare_all(args, &tests)?;
+    let plans = Plans::of(args, &tests)?;
+    // All is planned before anything is loaded.
+    let prepared = plans.choices().into_iter().map(|choice| Ok((choice, plans.prepare(choice)?))).collect::<Result<Vec<_>>>()?;
+    let speculation = args.placement.drafts.speculation();
     let threads = thread_counts(&args.lists.threads);
     let output = if args.json { BenchOutput::Json } else { args.output };
     let mut report = Report::new(output, args, prepared.iter().map(|(_, prepared)| &prepared.plan));
-    for (Choice { n_gpu_layers, .. }, prepared) in prepared {
+    for (choice, prepared) in prepared {
+        let (prepared, draft) = plans.with_draft(choice, prepared)?;
         note_plan(&prepared.summary());
-        let mut engine = load_with_bar(prepared, Visibility::Auto)?;
+        warn_of_vain_drafts(&prepared, &speculation);
+        let mut engine = load_with_draft(prepared, draft, Visibility::Auto)?;
         if args.trace.is_some() {
             engine.trace().keep_many();
         }
         for &n_threads in &threads {
             for &test in &tests {
-                let mut measured = || measure(&mut engine, test, args.tests.repetitions);
+                let mut measured = || -> Result<_> {
+                    let plain = measure(&mut engine, test, args.tests.repetitions)?;
+                    let has_drafts = speculation.source != DraftSource::None && test.n_gen > 0;
+                    let drafted = has_drafts.then(|| drafts::measure(&mut engine, test, args.tests.repetitions, speculation));
+                    Ok((plain, drafted.transpose()?))
+                };
                 // Threads are started once; a list of numbers needs further ones.
-                let (secs, traced, experts) = if threads.len() > 1 { platform::among_n_threads(n_threads, measured)? } else { measured() }?;
-                report.add(Row::new(&engine, &Measured { test, n_threads, n_gpu_layers, secs, traced, experts }))?;
+                let measured = if threads.len() > 1 { platform::among_n_threads(n_threads, measured)? } else { measured() };
+                let ((secs, traced, experts), drafted) = measured?;
+                let n_gpu_layers = choice.n_gpu_layers;
+                report.add(Row::new(&engine, &Measured { test, n_threads, n_gpu_layers, secs, traced, experts, drafted }))?;
             }
         }
         report.add_memory(engine.memory_use());
@@ -138,44 +155,78 @@ fn tests(args: &TestArgs) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// Plans for every number of layers and every size of batches that is asked for, each with room for all `tests`, before anything is
-/// loaded.
-fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(Choice, Prepared)>> {
-    let mut placement = PlacementArgs { threads: args.lists.threads.iter().copied().max(), ..args.placement.clone() };
-    let Some(longest) = tests.iter().max_by_key(|test| test.n_positions()) else { return Ok(Vec::new()) };
-    let n_positions = longest.n_positions();
-    let check = |option: &str, ctx_size: usize| match ctx_size < n_positions as usize {
-        true => {
-            let reason = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name(1));
-            Err(Error::InvalidArgument { option: option.into(), reason })
+/// How the model is planned, for every number of layers and every size of batches that is asked for, each time with room for all tests.
+struct Plans<'a> {
+    args: &'a BenchArgs,
+    placement: PlacementArgs,
+    path: PathBuf,
+    longest: Test,
+}
+
+impl<'a> Plans<'a> {
+    fn of(args: &'a BenchArgs, tests: &[Test]) -> Result<Plans<'a>> {
+        let mut placement = PlacementArgs { threads: args.lists.threads.iter().copied().max(), ..args.placement.clone() };
+        let longest = tests.iter().max_by_key(|test| test.n_positions()).copied();
+        let longest = longest.ok_or_else(|| Error::internal("there is nothing to measure"))?;
+        match placement.ctx_size {
+            0 => placement.ctx_size = longest.n_positions().checked_next_multiple_of(64).unwrap_or(longest.n_positions()),
+            // A plan from a file has a context of its own.
+            _ if placement.plan.is_some() => {}
+            asked => check_context(longest, "--ctx-size", asked as usize)?,
         }
-        false => Ok(()),
-    };
-    match placement.ctx_size {
-        0 => placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions),
-        // A plan from a file has a context of its own.
-        _ if placement.plan.is_some() => {}
-        asked => check("--ctx-size", asked as usize)?,
+        let source = args.model.source()?;
+        Placement::of(&placement, PlanOptions::default())?;
+        let path = locate(&source, Visibility::Auto)?;
+        Ok(Plans { args, placement, path, longest })
     }
-    let source = args.model.source()?;
-    Placement::of(&placement, PlanOptions::default())?;
-    let path = locate(&source, Visibility::Auto)?;
-    let prepare = |choice: Choice| {
+
+    /// A plan from a file is the only one.
+    fn choices(&self) -> Vec<Choice> {
+        match &self.placement.plan {
+            Some(_) => vec![Choice { n_gpu_layers: GpuLayers::Auto, n_seqs: None, batch_size: None, ubatch_size: None }],
+            None => choices(&self.args.lists),
+        }
+    }
+
+    fn builder(&self, choice: Choice) -> Result<EngineBuilder> {
         let Choice { n_gpu_layers, n_seqs, batch_size, ubatch_size } = choice;
-        let placement = PlacementArgs { n_gpu_layers, n_seqs, batch_size, ubatch_size, ..placement.clone() };
+        let placement = PlacementArgs { n_gpu_layers, n_seqs, batch_size, ubatch_size, ..self.placement.clone() };
         let placed = Placement::of(&placement, PlanOptions::default())?;
         let placed = if n_seqs > Some(1) { placed.of_many_sequences() } else { placed.of_one_sequence() };
-        let builder = placed.builder(&path)?.text(TextFiles::Skip);
-        let prepared = pollster::block_on(builder.prepare())?;
-        if placement.plan.is_some() {
-            check("--plan", prepared.plan.ctx_size)?;
-        }
-        Ok((choice, prepared))
-    };
-    match &placement.plan {
-        Some(_) => Ok(vec![prepare(Choice { n_gpu_layers: GpuLayers::Auto, n_seqs: None, batch_size: None, ubatch_size: None })?]),
-        None => choices(&args.lists).into_iter().map(prepare).collect(),
+        // Two models need the same vocabulary; one is measured without its texts.
+        let text = if self.placement.drafts.model_draft.is_some() { TextFiles::Read } else { TextFiles::Skip };
+        Ok(placed.builder(&self.path)?.text(text))
     }
+
+    fn prepare(&self, choice: Choice) -> Result<Prepared> {
+        let prepared = pollster::block_on(self.builder(choice)?.prepare())?;
+        if self.placement.plan.is_some() {
+            check_context(self.longest, "--plan", prepared.plan.ctx_size)?;
+        }
+        if prepared.plan.n_seqs > 1 && self.placement.drafts.speculation().source != DraftSource::None {
+            let reason = "drafts are measured with one sequence; leave out --spec-type and --model-draft, or further sequences".into();
+            return Err(Error::InvalidArgument { option: "--n-seqs".into(), reason });
+        }
+        Ok(prepared)
+    }
+
+    /// The plan beside the model that drafts, where there is one, which is loaded by then.
+    fn with_draft(&self, choice: Choice, prepared: Prepared) -> Result<(Prepared, Option<Engine>)> {
+        match self.placement.drafts.model_draft {
+            Some(_) => prepare_with_draft(&self.placement, Visibility::Auto, || self.builder(choice)),
+            None => Ok((prepared, None)),
+        }
+    }
+}
+
+/// Refuses a context, given by `option`, that is too small for a test.
+fn check_context(longest: Test, option: &str, ctx_size: usize) -> Result<()> {
+    let n_positions = longest.n_positions();
+    if ctx_size >= n_positions as usize {
+        return Ok(());
+    }
+    let reason = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name(1));
+    Err(Error::InvalidArgument { option: option.into(), reason })
 }
 
 /// Every combination of the lists.
@@ -205,11 +256,8 @@ fn thread_counts(asked: &[u32]) -> Vec<usize> {
 
 /// Seconds of each of `n_runs` runs of `test`, after one that warms up, and what moved and computed during the last.
 fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, TraceSummary, Vec<LayerExperts>)> {
-    let vocab_size = engine.config().vocab_size as u32;
-    let tokens =
-        |range: std::ops::Range<u32>| -> Vec<u32> { range.map(|index| (index.wrapping_mul(7919).wrapping_add(13)) % vocab_size).collect() };
     let (mut secs, mut traced, mut experts) = (Vec::new(), TraceSummary::default(), Vec::new());
-    let (before, prompt, generated) = (tokens(0..test.n_depth), tokens(0..test.n_prompt), tokens(0..test.n_gen));
+    let [before, prompt, generated] = [test.n_depth, test.n_prompt, test.n_gen].map(|n_tokens| some_tokens(engine, n_tokens));
     for run in 0..=n_runs {
         append(engine, 0, &before)?;
         engine.trace().clear();
@@ -226,6 +274,12 @@ fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, Tr
         experts = LayerExperts::since(engine, &experts_before).0;
     }
     Ok((secs, traced, experts))
+}
+
+/// So many tokens of the model, always the same ones.
+fn some_tokens(engine: &Engine, n_tokens: u32) -> Vec<u32> {
+    let vocab_size = engine.config().vocab_size as u32;
+    (0..n_tokens).map(|index| (index.wrapping_mul(7919).wrapping_add(13)) % vocab_size).collect()
 }
 
 /// Most tokens of each sequence in one forward by `plan`.

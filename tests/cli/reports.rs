@@ -314,6 +314,38 @@ fn bench_measures_sequences_side_by_side_beside_its_predictions() {
 }
 
 #[test]
+fn bench_measures_drafts_beside_plain_decoding() {
+    let home = Home::new();
+    let model = home.circling_model();
+    let start = ["bench", &model, "-p", "8", "-n", "64", "-pg", "4,64", "-d", "3", "-r", "1", "--device", "cpu", "--draft-min", "1"];
+    for (more, source) in [(["--spec-type", "ngram-simple"], "ngram-simple"), (["--model-draft", &model], "model")] {
+        let arguments = [&start[..], &more].concat();
+        let rows = home.json("tierflow.bench/1", &[&arguments[..], &["--json"]].concat())["rows"].take();
+        assert_eq!(rows.as_array().unwrap().len(), 3);
+        for row in rows.as_array().unwrap() {
+            let (n_tokens, drafts) = (row["n_prompt"].as_u64().unwrap() + row["n_gen"].as_u64().unwrap(), &row["drafts"]);
+            if row["n_gen"] == 0 {
+                assert!(drafts.is_null(), "nothing is drafted of prompts: {row}");
+                continue;
+            }
+            assert_eq!((&drafts["source"], &drafts["n_tokens"]), (&source.into(), &n_tokens.into()), "{row}");
+            assert!(drafts["avg_ts"].as_f64().unwrap() > 0.0 && drafts["samples_ts"].as_array().unwrap().len() == 1, "{row}");
+            let [drafted, accepted, forwards] = ["drafted", "accepted", "forwards"].map(|name| drafts[name].as_u64().unwrap());
+            assert!(accepted > 0 && accepted <= drafted && forwards < 64, "{row}");
+            // A model drafts what it would say itself.
+            assert!(source != "model" || drafted - accepted <= 7, "{row}");
+        }
+        let table = home.stdout(&arguments);
+        assert!(table.starts_with("| model | size | backend | test | t/s | t/s with drafts | accepted/drafted |\n"), "{table}");
+        assert!(table.lines().any(|line| line.contains("| pp8 @ d3 |") && line.ends_with("| – | – |")), "{table}");
+    }
+    let values = home.stdout(&[&start[..], &["--spec-type", "ngram-simple", "-o", "csv"]].concat());
+    assert!(values.lines().next().unwrap().ends_with("drafts.avg_ts,drafts.stddev_ts,drafts.drafted,drafts.accepted"), "{values}");
+    let refusal = home.refusal(2, &[&start[..], &["--spec-type", "ngram-simple", "-np", "2"]].concat());
+    assert!(refusal.contains("--n-seqs: drafts are measured with one sequence"), "{refusal}");
+}
+
+#[test]
 fn bench_names_all_devices_and_every_number_of_layers() {
     let home = Home::new();
     let model = home.folder_model();
@@ -327,7 +359,8 @@ fn bench_names_all_devices_and_every_number_of_layers() {
     assert_eq!(values("test"), ["pp4", "tg2", "pp4", "tg2"]);
     for row in &rows {
         let empty: Vec<&String> = head.iter().zip(row).filter(|(_, cell)| cell.is_empty()).map(|(name, _)| name).collect();
-        assert_eq!(empty, ["link_bound_ts", "expert_hit_rate", "expert_host_share"], "{row:?}");
+        let of_drafts = ["drafts.avg_ts", "drafts.stddev_ts", "drafts.drafted", "drafts.accepted"];
+        assert_eq!(empty, [&["link_bound_ts", "expert_hit_rate", "expert_host_share"], &of_drafts[..]].concat(), "{row:?}");
     }
     if has_gpu() {
         // Layers that the first adapter has no room for go to the second.

@@ -7,14 +7,15 @@ use serde::Serialize;
 use serde_json::Value;
 use textwrap::core::display_width;
 
-use super::Measured;
+use super::{Measured, drafts};
 use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers};
-use crate::cli::statistics::LayerExperts;
+use crate::cli::statistics::{Drafts, LayerExperts};
 use crate::cli::terminal::{Stream, note, print, print_json, print_report};
 use crate::device::Device;
 use crate::engine::{Engine, MemoryUse};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, KvDType, Plan};
+use crate::session::DraftSource;
 use crate::units::{Bytes, BytesPerSec};
 
 /// One test.
@@ -63,13 +64,32 @@ pub(super) struct Row {
     expert_hit_rate: Option<f64>,
     /// The share of them that the host computed with.
     expert_host_share: Option<f64>,
+    /// The same tokens with drafts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drafts: Option<DraftedRow>,
     /// What the expert cache was asked for during the last repetition, by each layer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     experts_of_layers: Vec<LayerExperts>,
 }
 
-/// The columns of comma-separated values: all that is one value.
-const CSV_COLUMNS: [&str; 30] = [
+/// Generation with drafts, of one test.
+#[derive(Debug, Clone, Serialize)]
+struct DraftedRow {
+    /// Where drafts came from.
+    source: &'static str,
+    /// Tokens that were computed, of the prompt and generated.
+    n_tokens: usize,
+    avg_ts: f64,
+    stddev_ts: f64,
+    median_ts: f64,
+    samples_ts: Vec<f64>,
+    /// What drafts brought to the last repetition.
+    #[serde(flatten)]
+    brought: Drafts,
+}
+
+/// The columns of comma-separated values: all that is one value. Behind a dot stands what is inside.
+const CSV_COLUMNS: [&str; 34] = [
     "model_filename",
     "model_type",
     "model_size",
@@ -100,12 +120,16 @@ const CSV_COLUMNS: [&str; 30] = [
     "link_bound_ts",
     "expert_hit_rate",
     "expert_host_share",
+    "drafts.avg_ts",
+    "drafts.stddev_ts",
+    "drafts.drafted",
+    "drafts.accepted",
 ];
 
 impl Row {
     /// What was `measured` on `engine`.
     pub(super) fn new(engine: &Engine, measured: &Measured) -> Row {
-        let Measured { test, n_threads, n_gpu_layers, secs, traced, experts } = measured;
+        let Measured { test, n_threads, n_gpu_layers, secs, traced, experts, drafted } = measured;
         let all_experts = LayerExperts::sum(experts);
         let (config, prepared, plan) = (engine.config(), engine.prepared(), engine.plan());
         let forwards = test.forwards(plan);
@@ -117,8 +141,6 @@ impl Row {
         let link_secs = upload_rate.secs(traced.uploaded).max(fetch_rate.secs(traced.fetched));
         let n_tokens = f64::from(test.n_tokens()) * plan.n_seqs as f64;
         let (samples_ts, nanoseconds) = (secs.iter().map(|secs| n_tokens / secs).collect::<Vec<f64>>(), nanoseconds(secs));
-        let mut sorted = samples_ts.clone();
-        sorted.sort_by(f64::total_cmp);
         let ((avg_ts, stddev_ts), (avg_ns, stddev_ns)) = (average(&samples_ts), average(&nanoseconds));
         Row {
             model_filename: prepared.checkpoint.path.clone(),
@@ -140,7 +162,7 @@ impl Row {
             stddev_ns: stddev_ns as u64,
             avg_ts,
             stddev_ts,
-            median_ts: sorted.get(sorted.len() / 2).copied().unwrap_or_default(),
+            median_ts: median(&samples_ts),
             predicted_ts: n_tokens / predicted_secs,
             samples_ns: nanoseconds.iter().map(|&nanoseconds| nanoseconds as u64).collect(),
             samples_ts,
@@ -153,9 +175,37 @@ impl Row {
             link_bound_ts: (link_secs > 0.0).then(|| n_tokens / link_secs),
             expert_hit_rate: all_experts.hit_rate(),
             expert_host_share: all_experts.host_share(),
+            drafts: drafted.as_ref().map(DraftedRow::new),
             experts_of_layers: experts.clone(),
         }
     }
+}
+
+impl DraftedRow {
+    fn new(measured: &drafts::Measured) -> DraftedRow {
+        let drafts::Measured { source, n_tokens, secs, statistics } = measured;
+        let samples_ts: Vec<f64> = secs.iter().map(|secs| *n_tokens as f64 / secs).collect();
+        let (avg_ts, stddev_ts) = average(&samples_ts);
+        DraftedRow {
+            source: match source {
+                DraftSource::None => "none",
+                DraftSource::NgramSimple => "ngram-simple",
+                DraftSource::Model => "model",
+            },
+            n_tokens: *n_tokens,
+            avg_ts,
+            stddev_ts,
+            median_ts: median(&samples_ts),
+            samples_ts,
+            brought: Drafts::of(statistics, statistics.n_forwards() + statistics.n_accepted),
+        }
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 /// The devices that compute, each as `text` has it.
@@ -199,6 +249,7 @@ struct Columns {
     threads: bool,
     gpu_layers: bool,
     ubatch: bool,
+    drafts: bool,
     streams: Streams,
 }
 
@@ -220,6 +271,7 @@ impl Report {
             threads: args.lists.threads.len() > 1,
             gpu_layers: args.lists.n_gpu_layers.len() > 1,
             ubatch: args.lists.batch_size.len().max(args.lists.ubatch_size.len()) > 1,
+            drafts: args.placement.drafts.speculation().source != DraftSource::None,
             streams: match plans.any(|plan| plan.devices.iter().any(|device| device.streamed_bytes > Bytes::ZERO)) {
                 true => Streams::Beside,
                 false => Streams::Nowhere,
@@ -328,6 +380,11 @@ impl Columns {
         }
         cells.push(("test", row.test.clone(), true));
         cells.push(("t/s", format!("{:.2} ± {:.2}", row.avg_ts, row.stddev_ts), true));
+        if self.drafts {
+            let of = |text: &dyn Fn(&DraftedRow) -> String| row.drafts.as_ref().map_or_else(|| "–".into(), text);
+            cells.push(("t/s with drafts", of(&|drafts| format!("{:.2} ± {:.2}", drafts.avg_ts, drafts.stddev_ts)), true));
+            cells.push(("accepted/drafted", of(&|drafts| format!("{}/{}", drafts.brought.accepted, drafts.brought.drafted)), true));
+        }
         if self.streams == Streams::Beside {
             cells.push(("uploaded/forward", moved(row.uploaded_per_forward, row.upload_rate), true));
             cells.push(("from disk/forward", moved(row.fetched_per_forward, row.fetch_rate), true));
@@ -355,10 +412,10 @@ fn to_value(row: &Row) -> Result<Value> {
 
 /// The values of [`CSV_COLUMNS`], each in quotes as llama-bench writes them.
 fn csv(row: &Value) -> String {
-    let value = |column: &&str| match &row[*column] {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
+    let value = |column: &&str| match row.pointer(&format!("/{}", column.replace('.', "/"))) {
+        Some(Value::String(text)) => text.clone(),
+        None | Some(Value::Null) => String::new(),
+        Some(other) => other.to_string(),
     };
     CSV_COLUMNS.iter().map(|column| format!("\"{}\"", value(column).replace('"', "\"\""))).collect::<Vec<_>>().join(",")
 }
