@@ -16,6 +16,9 @@ use super::fields::Fields;
 use super::read::body_of;
 use crate::handle::EngineHandle;
 
+/// Largest scale that a request may ask for: with far larger ones, nothing that is computed is a number any more.
+const MAX_SCALE: f32 = 100.0;
+
 /// The adapters of a server.
 pub(super) struct Loras {
     adapters: Vec<Named>,
@@ -109,6 +112,9 @@ impl Loras {
                     format!("is {id}, and this server has {n_adapters} LoRA adapters, from 0 on"),
                 ));
             };
+            if scale.abs() > MAX_SCALE {
+                return Err(ApiError::field(&entry.name("scale"), format!("must be from -{MAX_SCALE} to {MAX_SCALE}")));
+            }
             *own = scale;
             entry.finish()?;
         }

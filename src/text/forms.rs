@@ -84,7 +84,7 @@ impl FormVocabulary {
     /// JSON that keeps to `schema`.
     ///
     /// # Errors
-    /// Where it is no schema, or has what is not known.
+    /// Where it is no schema, has what is not known, or no answer keeps to it.
     pub fn json(&self, schema: Value) -> std::result::Result<AnswerForm, FormError> {
         self.matcher_of_schema(schema).map(|matcher| AnswerForm(Form::Matched(Box::new(Mutex::new(matcher)))))
     }
@@ -101,14 +101,18 @@ impl FormVocabulary {
     /// Texts that keep to `grammar`.
     ///
     /// # Errors
-    /// Where the tokenizer does not tell the bytes of its tokens.
+    /// Where no answer can begin by it, and where the tokenizer does not tell the bytes of its tokens.
     pub fn grammar(&self, grammar: Gbnf) -> std::result::Result<AnswerForm, FormError> {
         let tokenizer = self.tokenizer()?;
         let bytes = self.bytes.get_or_init(|| TokenBytes::of(tokenizer).map(Arc::new).map_err(|error| error.to_string()));
         let bytes = bytes.as_ref().map_err(|reason| FormError::Unsupported(reason.clone()))?;
         let form = AnswerForm(Form::Rules(grammar, Arc::clone(bytes)));
-        form.constraint().map_err(|error| FormError::Wrong(error.to_string()))?;
-        Ok(form)
+        let mut first: Vec<Candidate> = (0..tokenizer.vocab_size() as u32).map(|token| Candidate { token, logit: 0.0 }).collect();
+        match form.constraint().and_then(|mut rules| rules.keep_allowed(&mut first)) {
+            Ok(()) => Ok(form),
+            Err(Error::InvalidArgument { reason, .. }) => Err(FormError::Wrong(reason)),
+            Err(error) => Err(FormError::Wrong(error.to_string())),
+        }
     }
 
     fn tokenizer(&self) -> std::result::Result<&Tokenizer, FormError> {
@@ -128,9 +132,15 @@ impl FormVocabulary {
         let factory = self.factory.get_or_init(|| new_factory(tokenizer));
         let factory = factory.as_ref().map_err(|reason| FormError::Unsupported(reason.clone()))?;
         let matcher = Matcher::new(factory.create_parser(grammar));
-        match matcher.get_error() {
-            Some(reason) => Err(FormError::Wrong(reason.chars().take(MAX_REASON_CHARS).collect())),
-            None => Ok(matcher),
+        // Whether an answer can begin is known only once the first tokens are asked for.
+        let begun = match matcher.get_error() {
+            Some(reason) => Err(reason),
+            None => matcher.deep_clone().compute_mask_or_eos().map_err(|error| error.to_string()),
+        };
+        match begun {
+            Err(reason) if reason.contains("NoExtension") => Err(FormError::Wrong("no answer keeps to it".to_owned())),
+            Err(reason) => Err(FormError::Wrong(reason.chars().take(MAX_REASON_CHARS).collect())),
+            Ok(_) => Ok(matcher),
         }
     }
 }

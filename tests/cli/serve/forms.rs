@@ -72,13 +72,18 @@ fn what_is_no_schema_is_refused() {
         (json!({ "type": "json_schema" }), 400),
         (json!({ "type": "json_schema", "json_schema": { "schema": [] } }), 400),
         (json!({ "type": "json_schema", "json_schema": { "schema": { "type": "wizard" } } }), 400),
+        (json!({ "type": "json_schema", "json_schema": { "schema": { "$ref": "#" } } }), 400),
+        (json!({ "type": "json_schema", "json_schema": { "schema": { "allOf": [{ "$ref": "#" }] } } }), 400),
         (json!({ "type": "json_schema", "json_schema": { "schema": { "$ref": "http://example.com/schema.json" } } }), 400),
         (json!({ "type": "json_schema", "json_schema": { "schema": { "type": "string", "pattern": "(" } } }), 400),
         (json!({ "type": "json_schema", "json_schema": { "schema": { "x-guidance": { "what": 1 }, "type": "object" } } }), 200),
         (json!({ "type": "json_schema", "json_schema": { "schema": deep } }), 200),
     ] {
-        let reply = server.post("/v1/chat/completions", &with(hello(2), &json!({ "response_format": format })));
-        assert_eq!(reply.status, status, "{format}: {reply:?}");
+        // Also a stream is refused before it begins.
+        for is_streamed in [false, true] {
+            let reply = server.post("/v1/chat/completions", &with(hello(2), &json!({ "response_format": format, "stream": is_streamed })));
+            assert_eq!(reply.status, status, "{format}: {reply:?}");
+        }
     }
 }
 

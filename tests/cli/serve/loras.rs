@@ -92,6 +92,7 @@ fn adapters_are_listed_and_others_refused() {
         (json!({ "lora": [{ "id": 0, "scale": 1, "x": 2 }] }), 400, "lora[0].x"),
         (json!({ "lora": "one" }), 400, "lora"),
         (json!({ "lora": [{ "id": 0, "scale": 1e300 }] }), 400, "lora[0].scale"),
+        (json!({ "lora": [{ "id": 0, "scale": -101 }] }), 400, "must be from -100 to 100"),
     ] {
         let reply = server.post("/v1/completions", &request(&more));
         assert!(reply.status == status && reply.body.contains(expected), "{more}: {reply:?}");

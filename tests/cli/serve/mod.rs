@@ -3,6 +3,7 @@
 pub mod client;
 mod embeddings;
 mod forms;
+mod hostile;
 mod loras;
 mod models;
 mod openai;
