@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after } from 'node:test';
@@ -99,7 +99,7 @@ const builds = {
 
 test('the package holds its licences and what it says of itself, and nothing of the page', () => {
   const holds = (name) => existsSync(join(folder, 'node_modules/tierflow', name));
-  for (const name of ['README.md', 'dist/LICENSE-MIT', 'dist/LICENSE-APACHE', 'dist/index.d.ts', 'dist/wasm/tierflow_bg.wasm']) assert.ok(holds(name), name);
+  for (const name of ['README.md', 'MIGRATING.md', 'dist/LICENSE-MIT', 'dist/LICENSE-APACHE', 'dist/index.d.ts', 'dist/wasm/tierflow_bg.wasm']) assert.ok(holds(name), name);
   for (const name of ['dist/page', 'dist/sw.js', 'dist/index.html', 'tests', 'page']) assert.ok(!holds(name), name);
 });
 
@@ -135,7 +135,18 @@ export async function ask(role: string, stream: boolean): Promise<number | undef
   return undefined;
 }
 `);
+  writeFileSync(join(folder, 'ai.ts'), `
+import { embed, streamText } from 'ai';
+import { Engine } from 'tierflow';
+import { embeddingModel, languageModel } from 'tierflow/ai';
+const engine = new Engine();
+export const { textStream } = streamText({ model: languageModel(engine), prompt: 'Hello' });
+export const { embedding } = await embed({ model: embeddingModel(engine, 'vectors'), value: 'Hello' });
+`);
+  symlinkSync(join(tools, 'ai'), join(folder, 'node_modules/ai'));
   const tsc = (args) => run(process.execPath, [join(tools, 'typescript/bin/tsc'), '--noEmit', '--strict', '--target', 'es2022', '--module', 'esnext', '--moduleResolution', 'bundler', '--types', '', ...args]);
   tsc(['--lib', 'es2022,dom,dom.iterable', 'lines.ts']);
   tsc(['--lib', 'esnext,dom,dom.iterable', 'more.ts']);
+  // Declarations of others are not checked.
+  tsc(['--lib', 'esnext,dom,dom.iterable', '--skipLibCheck', 'ai.ts']);
 });
