@@ -43,8 +43,8 @@ enum Form {
 const STYLE: [(&str, &str); 2] = [("item_separator", ", ?"), ("key_separator", ": ?")];
 /// Most of an error about a form, which may repeat all of it.
 const MAX_REASON_CHARS: usize = 300;
-/// Longest regular expression, in bytes.
-const MAX_REGEX_BYTES: usize = 1 << 16;
+/// Longest regular expression, in bytes: reading one takes time that grows with the square of its length.
+const MAX_REGEX_BYTES: usize = 1 << 13;
 
 /// What llguidance takes for the beginning of a token that has no text.
 const SPECIAL: u8 = 0xff;
