@@ -133,7 +133,7 @@ export class Engine {
     const sources = describeSources(source);
     const life = this.#life;
     const args = { sources, options, adapter: adapter ? describeAdapter(adapter) : [] };
-    await this.#giveUp(sources);
+    this.#giveUp(sources);
     const plan = await this.#call('load', args, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
     this.#expectAlive(life);
     this.#loaded = { name: sources[0].name, plan };
@@ -152,7 +152,7 @@ export class Engine {
     const sources = describeSources(source);
     const life = this.#life;
     const args = { sources, options, records: linesOf(records) };
-    await this.#giveUp(sources);
+    this.#giveUp(sources);
     const onEvent = (event) => (event.stage === 'step' ? onStep : onProgress)?.(event);
     try {
       return trainedOf(await this.#call('train', args, { signal, onEvent }, life));
@@ -194,10 +194,10 @@ export class Engine {
     if (Symbol.dispose) this.prototype[Symbol.dispose] = this.prototype.close;
   }
 
-  /** What is loaded goes; what is to be kept of the next model asks the browser for its room. */
-  async #giveUp(sources) {
+  /** What is loaded goes; what is to be kept of the next model asks the browser for its room, who may ask a person: loading does not wait for that. */
+  #giveUp(sources) {
     this.#loaded = null;
-    if (sources.some((part) => part.keep)) await this.storage.persist();
+    if (sources.some((part) => part.keep)) void this.storage.persist();
   }
 
   /** What completions ask, and what the model is called. */

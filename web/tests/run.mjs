@@ -1,5 +1,5 @@
 // All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--tiny FILE] [--experts FILE] [--program FILE]
-// [--chromium FILE] [--unit] [--short] [--only TEXT]... [--long] [--large FOLDER] [--pictures]`.
+// [--chromium FILE] [--firefox FILE] [--unit] [--short] [--only TEXT]... [--long] [--large FOLDER] [--pictures]`.
 //
 // --address   where `web/dist` is served with the model at /models/; without it, it is served here
 // --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
@@ -7,6 +7,7 @@
 // --experts   a small mixture of experts; otherwise the one of `cargo xtask make-model target/web-tests/experts.gguf --preset moe --gguf --dtype q8_0 --seed 5`
 // --program   the native program; otherwise the one that `cargo build --release` leaves
 // --chromium  the browser; otherwise /usr/bin/chromium
+// --firefox   the other one; otherwise /usr/bin/firefox-esr, and without it its tests are left out
 // --unit      only the tests that need no browser
 // --short     leaves out most of what the small model says, of which a software adapter computes about a token in a second
 // --only      only the files whose path holds the text, such as browser/run, or one of the texts
@@ -31,6 +32,7 @@ const { values } = parseArgs({
     experts: { type: 'string', default: join(web, '../target/web-tests/experts.gguf') },
     program: { type: 'string', default: join(web, '../target/release/tierflow') },
     chromium: { type: 'string', default: '/usr/bin/chromium' },
+    firefox: { type: 'string', default: '/usr/bin/firefox-esr' },
     unit: { type: 'boolean', default: false },
     short: { type: 'boolean', default: false },
     only: { type: 'string', multiple: true, default: [] },
@@ -66,6 +68,7 @@ const environment = {
   TIERFLOW_WEB_EXPERTS: resolve(values.experts),
   TIERFLOW_WEB_PROGRAM: resolve(values.program),
   TIERFLOW_WEB_CHROMIUM: values.chromium,
+  TIERFLOW_WEB_FIREFOX: existsSync(values.firefox) ? values.firefox : '',
   TIERFLOW_WEB_SHORT: values.short ? '1' : '',
   TIERFLOW_WEB_LARGE: values.large ? resolve(values.large) : '',
   TIERFLOW_WEB_LONG: values.long ? '1' : '',

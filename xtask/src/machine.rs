@@ -8,8 +8,9 @@ use crate::steps::{self, Failure, Result, announce};
 /// The packages that give Debian a Vulkan adapter in software.
 const LAVAPIPE: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
 
-/// Where Debian puts the browser.
+/// Where Debian puts the browsers.
 const BROWSER: &str = "/usr/bin/chromium";
+const FIREFOX: &str = "/usr/bin/firefox-esr";
 
 /// The oldest Node.js with what the tests use: `File`, `crypto`, what Playwright needs.
 const OLDEST_NODE: u32 = 20;
@@ -64,6 +65,11 @@ fn node_version(program: &str) -> Option<u32> {
 /// Makes sure that there is a Chromium to test the page in.
 pub fn ensure_browser() -> Result<()> {
     ensure_programs(&[("chromium", BROWSER)], "Chromium at /usr/bin/chromium")
+}
+
+/// Makes sure that there is a Firefox to test the page in as well.
+pub fn ensure_firefox() -> Result<()> {
+    ensure_programs(&[("firefox-esr", FIREFOX)], "Firefox at /usr/bin/firefox-esr")
 }
 
 /// Installs the packages whose programs do not start. `need` is for other systems than Debian.

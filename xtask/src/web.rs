@@ -43,11 +43,7 @@ pub fn check() -> Result<()> {
 /// Runs the others of what [`check`] has built, without most of what the small model says. Where there is no browser and none can
 /// be installed, that is reported and they are left out, but not in CI.
 pub fn check_in_browser() -> Result<Outcome> {
-    if let Err(failure) = machine::ensure_browser() {
-        if is_ci() {
-            return Err(failure);
-        }
-        eprintln!("The page is not tested, as there is no browser: {}", failure.text);
+    if !is_found(machine::ensure_browser(), "Chromium")? {
         return Ok(Outcome::LeftOut);
     }
     run_tests(&["--short".to_owned(), "--only".to_owned(), "browser/".to_owned()])?;
@@ -61,8 +57,22 @@ pub fn test(arguments: &[String]) -> Result<()> {
     run_tests(arguments)
 }
 
+/// Whether a browser is there to test the page in; in CI it must be.
+fn is_found(found: Result<()>, browser: &str) -> Result<bool> {
+    match found {
+        Err(failure) if is_ci() => Err(failure),
+        Err(failure) => {
+            eprintln!("The page is not tested in {browser}: {}", failure.text);
+            Ok(false)
+        }
+        Ok(()) => Ok(true),
+    }
+}
+
 /// Runs tests of what is built, with the tools and models that they need.
 fn run_tests(arguments: &[String]) -> Result<()> {
+    // The runner leaves out its tests where it is not there.
+    is_found(machine::ensure_firefox(), "Firefox")?;
     let node = machine::ensure_node()?;
     ensure_packages(&steps::root().join("web"))?;
     // One that answers at once, for tests that do not care what it says, and one with experts.

@@ -174,7 +174,7 @@ export async function send(page, text) {
 
 /** Waits until no answer is under way, and there is one. */
 export async function answered(page) {
-  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
+  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant') !== null);
 }
 
 /** Sends a message, and waits for the answer's end. */

@@ -1,0 +1,69 @@
+// The page in Firefox, whose stable releases on Linux have no WebGPU: the processor computes. Chat, stop, reload, and all of it without a network.
+
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { after } from 'node:test';
+
+import { MODEL, PROGRAM, TINY, answered, ask, chooseUrl, lastText, limitAnswers, load, loaded, open, send } from '../support/browser.mjs';
+import { start } from '../support/firefox.mjs';
+import { before, test } from '../support/limited.mjs';
+
+const FIREFOX = process.env.TIERFLOW_WEB_FIREFOX;
+const IF_THERE = { skip: FIREFOX ? false : 'there is no Firefox' };
+
+let browser;
+
+before(async () => {
+  if (FIREFOX) browser = await start({ executablePath: FIREFOX, model: MODEL, tiny: TINY });
+});
+after(() => browser?.close());
+
+async function withModel() {
+  const page = await open(browser);
+  await chooseUrl(page, `${browser.server.address}/models/tiny.gguf`);
+  await page.waitForSelector('#load:enabled');
+  await load(page);
+  return page;
+}
+
+test('in Firefox the page says what is missing, and the processor answers as the native program does', IF_THERE, async () => {
+  const page = await withModel();
+  assert.match(await page.textContent('#webgpu'), /WebGPU/);
+  const flags = ['--device', 'cpu', '--predict', '8', '--temp', '0', '--no-measure', '--quiet'];
+  const { status, stdout, stderr } = spawnSync(PROGRAM, ['run', TINY, '--prompt', 'Hello', ...flags], { encoding: 'utf8' });
+  assert.equal(status, 0, stderr);
+  assert.equal(await ask(page, 'Hello', 8), stdout.replace(/\n$/, ''));
+  assert.deepEqual(page.errors, []);
+  await page.close();
+});
+
+test('in Firefox an answer stops when it is told to, and the conversation is there again after a reload', IF_THERE, async () => {
+  const page = await withModel();
+  await limitAnswers(page, 4000);
+  await send(page, 'Hello');
+  await page.waitForFunction(() => document.querySelector('#messages .assistant')?.message.content.length > 8);
+  await page.click('#stop');
+  await answered(page);
+  const said = await lastText(page);
+  assert.ok(said.length > 8);
+  await page.reload();
+  await loaded(page);
+  assert.equal(await lastText(page), said);
+  assert.deepEqual(page.errors, []);
+  await page.close();
+});
+
+test('in Firefox the page opens again without a network, and answers with the model that it kept', IF_THERE, async () => {
+  const page = await withModel();
+  const answer = await ask(page, 'Hello', 4);
+  await page.evaluate(() => navigator.serviceWorker.ready.then(() => true));
+  await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+  browser.server.close();
+  await page.reload();
+  await loaded(page);
+  assert.equal(await lastText(page), answer);
+  await page.click('#new-chat');
+  assert.equal(await ask(page, 'Hello', 4), answer);
+  assert.deepEqual(page.errors, []);
+  await page.close();
+});
