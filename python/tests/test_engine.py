@@ -336,7 +336,7 @@ def test_closing_ends_what_other_threads_wait_for(models):
 FORKED = """
 import os, sys, tierflow
 engine = tierflow.Engine(sys.argv[1], device="cpu", ctx_size=64)
-stream = engine.stream("x", max_tokens=8)
+stream = engine.stream("x", max_tokens=8, ignore_eos=True)
 next(stream)
 child = os.fork()
 if child == 0:
