@@ -173,11 +173,12 @@ from tierflow.errors import ObjectStoreFullError
 def large():
     return np.ones(60 << 20, np.uint8)
 
-config = {"automatic_object_spilling_enabled": False, "object_store_full_delay_ms": 100}
+# However much room there is, the disk counts as full.
+config = {"automatic_object_spilling_enabled": False, "object_store_full_delay_ms": 100, "local_fs_capacity_threshold": 0.0}
 with connected(None, 2, object_store_memory=80 << 20, _system_config=config) as ray:
     try:
         with own_errors("gathering"):
-            held = [ray.put(large()) for _ in range(200)]
+            held = [ray.put(large()) for _ in range(20)]
     except ObjectStoreFullError as error:
         print(error)
 """
