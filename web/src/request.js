@@ -1,7 +1,7 @@
 // A body in OpenAI's shape as the engine's request. What the engine does not know is refused by its name, never left out.
 
 import { invalid } from './invalid.js';
-import { callsOf, toolsOf } from './tools.js';
+import { callsOf, isObject, toolsOf } from './tools.js';
 
 /** OpenAI's newer word for `system` is taken, too. */
 const ROLES = { system: 'system', developer: 'system', user: 'user', assistant: 'assistant', tool: 'tool' };
@@ -10,7 +10,7 @@ const NUMBER = { words: 'a number', isIt: Number.isFinite };
 const COUNT = { words: 'a whole number from 0 on', isIt: (value) => Number.isSafeInteger(value) && value >= 0 };
 const BOOLEAN = { words: 'true or false', isIt: (value) => typeof value === 'boolean' };
 const TEXT = { words: 'a text', isIt: (value) => typeof value === 'string' };
-const OBJECT = { words: 'an object', isIt: (value) => typeof value === 'object' && value !== null && !Array.isArray(value) };
+const OBJECT = { words: 'an object', isIt: isObject };
 const TEXTS = { words: 'a text or a list of texts', isIt: (value) => [value].flat().every((item) => typeof item === 'string') };
 
 /** What the engine has, by OpenAI's names and, where it has none, by llama.cpp's. */

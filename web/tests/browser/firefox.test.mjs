@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { after } from 'node:test';
 
-import { MODEL, PROGRAM, TINY, answered, ask, chooseUrl, lastText, limitAnswers, load, loaded, open, send } from '../support/browser.mjs';
+import { MODEL, PROGRAM, TINY, answered, ask, askWithoutNetwork, chooseUrl, lastText, limitAnswers, load, loaded, open, send } from '../support/browser.mjs';
 import { start } from '../support/firefox.mjs';
 import { before, test } from '../support/limited.mjs';
 
@@ -55,15 +55,7 @@ test('in Firefox an answer stops when it is told to, and the conversation is the
 
 test('in Firefox the page opens again without a network, and answers with the model that it kept', IF_THERE, async () => {
   const page = await withModel();
-  const answer = await ask(page, 'Hello', 4);
-  await page.evaluate(() => navigator.serviceWorker.ready.then(() => true));
-  await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
-  browser.server.close();
-  await page.reload();
-  await loaded(page);
-  assert.equal(await lastText(page), answer);
-  await page.click('#new-chat');
-  assert.equal(await ask(page, 'Hello', 4), answer);
+  await askWithoutNetwork(page, browser.server);
   assert.deepEqual(page.errors, []);
   await page.close();
 });

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after } from 'node:test';
 
-import { MODEL, TINY, answered, ask, chooseFile, chooseUrl, lastText, limitAnswers, load, loaded, open, openModels, screen, send, start } from '../support/browser.mjs';
+import { MODEL, TINY, answered, ask, askWithoutNetwork, chooseFile, chooseUrl, lastText, limitAnswers, load, loaded, open, openModels, screen, send, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 let browser;
@@ -246,14 +246,7 @@ test('without a network the page opens again, and answers with the model that it
     await chooseUrl(page, `${own.server.address}/models/tiny.gguf`);
     await page.waitForSelector('#load:enabled');
     await load(page);
-    const answer = await ask(page, 'Hello', 4);
-    await page.evaluate(() => navigator.serviceWorker.ready.then(() => navigator.serviceWorker.controller ?? new Promise((resolve) => navigator.serviceWorker.addEventListener('controllerchange', resolve, { once: true }))).then(() => true));
-    own.server.close();
-    await page.reload();
-    await loaded(page);
-    assert.equal(await lastText(page), answer);
-    await page.click('#new-chat');
-    assert.equal(await ask(page, 'Hello', 4), answer);
+    await askWithoutNetwork(page, own.server);
     const manifest = await page.evaluate(async () => (await fetch(document.querySelector('link[rel=manifest]').href)).json());
     assert.equal(manifest.display, 'standalone');
     assert.deepEqual(page.errors, []);

@@ -185,6 +185,18 @@ export async function ask(page, text, maxTokens) {
   return lastText(page);
 }
 
+/** With a kept model that is loaded: asks, ends the network with its server, opens the page again, and asks the same in a new conversation. */
+export async function askWithoutNetwork(page, server) {
+  const answer = await ask(page, 'Hello', 4);
+  await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+  server.close();
+  await page.reload();
+  await loaded(page);
+  assert.equal(await lastText(page), answer);
+  await page.click('#new-chat');
+  assert.equal(await ask(page, 'Hello', 4), answer);
+}
+
 /** What the last message says, as the model wrote it. */
 export function lastText(page) {
   return page.evaluate(() => document.querySelector('#messages article:last-child').message.content);

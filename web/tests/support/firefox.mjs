@@ -23,6 +23,11 @@ export async function start({ executablePath, model, tiny }) {
   return { server, address: server.address, context: { newPage: async () => new Page(await context.newPage()) }, close };
 }
 
+/** Runs in a page: whether what `selector` names is there to be seen. */
+function isSeen(selector) {
+  return document.querySelector(selector)?.checkVisibility() ?? false;
+}
+
 /** A page of Puppeteer with those of Playwright's methods that the steps use. */
 class Page {
   #page;
@@ -54,11 +59,11 @@ class Page {
   }
 
   waitForSelector(selector) {
-    return this.waitForFunction((selector) => document.querySelector(selector)?.checkVisibility(), selector);
+    return this.waitForFunction(isSeen, selector);
   }
 
   isVisible(selector) {
-    return this.#page.evaluate((selector) => document.querySelector(selector)?.checkVisibility() ?? false, selector);
+    return this.#page.evaluate(isSeen, selector);
   }
 
   textContent(selector) {
