@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use super::app::App;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::grammar::fault_of;
 use super::tools::read_calls;
-use crate::text::{ChatMessage, ReasoningFormat, TemplateInput, Tools, Written, thinking_variables};
+use crate::text::{ChatMessage, FormVocabulary, TemplateInput, Tools, Written, thinking_variables};
 
 /// Reads OpenAI's messages.
 pub(super) fn read_messages(app: &App, list: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
@@ -94,9 +95,7 @@ pub(super) fn encode(
 
 /// The variables of an answer that has a form, the field `name` of a request: the model does not think before it.
 pub(super) fn form_variables(app: &App, variables: Map<String, Value>, name: &str) -> Result<Map<String, Value>, ApiError> {
-    if app.engine.text().reasoning_format() == Some(ReasoningFormat::Channels) {
-        return Err(ApiError::unsupported(name, "is not supported with a model that answers in channels"));
-    }
+    FormVocabulary::check(app.engine.text().reasoning_format()).map_err(fault_of(name))?;
     let off = thinking_variables(false, None);
     Ok(variables.into_iter().chain(off).collect())
 }

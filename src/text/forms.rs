@@ -71,13 +71,24 @@ impl FormVocabulary {
     /// # Errors
     /// Where it is no such form, or the model cannot be held to one.
     pub fn form(&self, wish: FormWish, reasoning: Option<ReasoningFormat>) -> std::result::Result<AnswerForm, FormError> {
-        if reasoning == Some(ReasoningFormat::Channels) {
-            return Err(FormError::Unsupported("is not supported with a model that answers in channels".to_owned()));
-        }
+        FormVocabulary::check(reasoning)?;
         match wish {
             FormWish::Grammar(grammar) => self.grammar(grammar),
             FormWish::Schema(schema) => self.json(schema),
             FormWish::Regex(regex) => self.regex(&regex),
+        }
+    }
+
+    /// Whether answers of a model that writes its reasoning like this can have a form.
+    ///
+    /// # Errors
+    /// Where they cannot.
+    pub fn check(reasoning: Option<ReasoningFormat>) -> std::result::Result<(), FormError> {
+        match reasoning {
+            Some(ReasoningFormat::Channels) => {
+                Err(FormError::Unsupported("is not supported with a model that answers in channels".to_owned()))
+            }
+            _ => Ok(()),
         }
     }
 
