@@ -13,8 +13,8 @@ use tierflow::machine::Measure;
 use tierflow::platform::{IoMode, block_on, start_threads};
 use tierflow::text::{Special, Tokenizer};
 use tierflow::train::{
-    self, DataOptions, DataSet, Gradients, Layer, LoraOptions, LossOptions, OptimizerKind, Progress as Steps, Sequence, TrainOn,
-    TrainOptions,
+    self, DataOptions, DataSet, Gradients, Layer, LoraOptions, LossOptions, MixedPrecision, OptimizerKind, Progress as Steps, Sequence,
+    TrainOn, TrainOptions,
 };
 use tierflow::{Engine, Error, Result};
 
@@ -34,6 +34,7 @@ struct Options {
     io: String,
     threads: Option<usize>,
     fetch: bool,
+    mixed_precision: MixedPrecision,
     seq_len: usize,
     batch_size: usize,
     seed: u64,
@@ -54,7 +55,8 @@ impl Options {
     fn train(&self) -> TrainOptions {
         let (targets, modules_to_save) = (self.target_modules.clone(), self.modules_to_save.clone());
         let lora = LoraOptions { rank: self.r, alpha: self.alpha, targets, dropout: self.dropout, modules_to_save };
-        TrainOptions { lora, batch: self.batch_size, seq_len: self.seq_len, seed: self.seed, ..TrainOptions::default() }
+        let Options { mixed_precision, batch_size: batch, seq_len, seed, .. } = *self;
+        TrainOptions { lora, mixed_precision, batch, seq_len, seed, ..TrainOptions::default() }
     }
 }
 

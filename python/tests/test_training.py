@@ -495,6 +495,18 @@ def test_options_that_are_not_possible_are_named(opened: Any, lora: Any, options
         opened(lora=lora, **options)
 
 
+def test_frozen_matrices_may_be_held_in_16_bits(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, mixed = opened(), opened(mixed_precision="bf16")
+    expected, loss = (model(GOOD, GOOD).loss.item() for model in (plain, mixed))
+    assert loss != expected and loss == pytest.approx(expected, rel=1e-2)
+    # As the launcher has it.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert opened()(GOOD, GOOD).loss.item() == loss
+    assert opened(mixed_precision="no")(GOOD, GOOD).loss.item() == expected
+    with pytest.raises(errors.UsageError, match="'fp8' is none of no, fp16, bf16"):
+        opened(mixed_precision="fp8")
+
+
 def test_autocast_changes_nothing(opened: Any) -> None:
     model = opened()
     expected = model(GOOD, GOOD).loss.item()

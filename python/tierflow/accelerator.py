@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import trees
-from .claims import choose_device, engine_options
+from .claims import choose_device, engine_options, precision_of
 from .distributed import Group, collectives, current_group
 from .errors import UsageError
 from .prepared import DataLoaderConfiguration, PreparedLoader, prepare_loader
 from .splitting import split
 from .training import Training
-
-MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
 
 class Accelerator(Training):
@@ -60,10 +58,7 @@ class Accelerator(Training):
         group: Group | None = None,
         gradient_accumulation_steps: int = 1,
     ) -> None:
-        mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-        if mixed_precision is not None and mixed_precision not in MIXED_PRECISIONS:
-            raise UsageError(f"mixed_precision {mixed_precision!r} is none of {', '.join(MIXED_PRECISIONS)}")
-        self.mixed_precision = mixed_precision
+        self.mixed_precision = precision_of(mixed_precision)
         self._group = current_group() if group is None else group
         if timeout is not None:
             self._group.timeout = timeout

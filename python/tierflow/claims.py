@@ -20,6 +20,14 @@ KV_DTYPES = {"no": "f32", "fp16": "f16", "bf16": "f32"}
 _claims: dict[str, IO[str]] = {}
 
 
+def precision_of(given: str | None) -> str | None:
+    """The `mixed_precision` that was given, or else that of the launcher, if any."""
+    precision = given or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision is not None and precision not in KV_DTYPES:
+        raise UsageError(f"mixed_precision {precision!r} is none of {', '.join(KV_DTYPES)}")
+    return precision
+
+
 def choose_device(cpu: bool, group: Group) -> str:
     """The adapter that the launcher names, or else one for each process of a machine; `cpu` where there are none."""
     if cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):

@@ -15,7 +15,7 @@ import numpy as np
 from . import _tierflow
 from ._options import Budget, Progress, budgets_of, device_of, progress_of
 from ._text import to_json, utf8
-from .claims import training_options
+from .claims import precision_of, training_options
 from .distributed import current_group
 from .errors import ArgumentError
 from .losses import Forward, Loss, Output
@@ -110,7 +110,8 @@ class LoraModel:
     `model` is a folder, a `.gguf` file or a name on the hub, and `device` what computes, as of `tierflow.Engine`; weights that have no room
     in `max_memory` stream through the GPU, or are read from disk. `seq_len` is the longest sequence that it is called with, and `batch_size` how many sequences of a call are computed side by
     side; the others follow, and their gradients are added. `seed` chooses the first values of the adapter and what dropout zeroes. `adapter`
-    is a folder in PEFT's form, of the same layers and rank, to go on from.
+    is a folder in PEFT's form, of the same layers and rank, to go on from. With `mixed_precision`, frozen matrices that are stored in F32 are
+    held in 16 bits (`fp16`, `bf16`); None is what `tierflow launch --mixed-precision` says, or else `no`. All arithmetic is in F32.
 
     Calls give an object with `loss`. Processes that `tierflow launch` started take a GPU each, or share the cores and the host's memory of
     their machine where `threads` and `max_memory` say nothing.
@@ -127,6 +128,7 @@ class LoraModel:
         batch_size: int = 1,
         seed: int = 0,
         adapter: str | os.PathLike[str] | None = None,
+        mixed_precision: str | None = None,
         io: str = "pread",
         threads: int | None = None,
         fetch: bool = True,
@@ -148,6 +150,7 @@ class LoraModel:
             "io": utf8(io, "io"),
             "threads": n_threads,
             "fetch": bool(fetch),
+            "mixed_precision": precision_of(mixed_precision) or "no",
             "seq_len": seq_len,
             "batch_size": batch_size,
             "seed": seed,

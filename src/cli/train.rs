@@ -123,6 +123,9 @@ fn introduction(trainer: &Trainer, data: &DataSet, resumed: bool) -> String {
             text.push_str(&format!(" and {streamed} that stream"));
         }
     }
+    if trainer.spills() {
+        text.push_str("; what layers have read waits on disk");
+    }
     if resumed {
         text.push_str(&format!("; going on behind step {}", trainer.progress().n_done));
     }

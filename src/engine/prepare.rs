@@ -41,6 +41,7 @@ pub struct EngineBuilder {
     gpu_timeout: Duration,
     loras: Vec<Scaled>,
     lora_scales: Scales,
+    matrices_in: Option<DType>,
 }
 
 /// Where the model is.
@@ -138,6 +139,7 @@ impl EngineBuilder {
             gpu_timeout: gpu::GPU_TIMEOUT,
             loras: Vec::new(),
             lora_scales: Scales::Fixed,
+            matrices_in: None,
         }
     }
 
@@ -157,6 +159,13 @@ impl EngineBuilder {
     #[must_use]
     pub fn max_memory(mut self, device: Device, budget: Bytes) -> EngineBuilder {
         self.options.max_memory.insert(device, budget);
+        self
+    }
+
+    /// Matrices that are stored in F32 are rounded to this dtype, [`DType::F16`] or [`DType::BF16`], and take half the bytes.
+    #[must_use]
+    pub(crate) fn matrices_in(mut self, dtype: Option<DType>) -> EngineBuilder {
+        self.matrices_in = dtype;
         self
     }
 
@@ -355,6 +364,7 @@ impl EngineBuilder {
     /// The model's headers, and what of it is to be computed: with LoRA adapters, without its head, with some layers.
     fn open_model(&self) -> Result<(Arc<Checkpoint>, Model)> {
         let checkpoint = self.model.open(self.io)?;
+        let checkpoint = self.matrices_in.map_or(checkpoint.clone(), |dtype| Arc::new(checkpoint.narrowed(dtype)));
         let n_tensors = checkpoint.catalog.tensors.len();
         tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;

@@ -9,12 +9,14 @@ use super::expert_tensors::with_experts;
 use super::latent_tensors::with_latent;
 use super::scaled_weights::with_scales;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::{self, ByteSource, DirectBuffer, Folder, IoMode, open_source};
 use crate::units::Bytes;
+use crate::weights::derived::DerivedFile;
 use crate::weights::gguf::{self, split};
 use crate::weights::safetensors::Unreadable;
-use crate::weights::{Catalog, Metadata, Order, TensorId, TensorInfo, add_file, folder, rearranged};
+use crate::weights::{Catalog, Metadata, NarrowedMatrix, Order, TensorId, TensorInfo, add_file, folder, rearranged};
 
 /// Makes a folder a model in Hugging Face's format.
 const CONFIG_NAME: &str = "config.json";
@@ -274,6 +276,21 @@ impl Checkpoint {
     pub fn view(&self, id: TensorId, offset: u64, len: u64) -> Option<&[u8]> {
         let (source, offset) = self.locate(id, offset, len)?;
         source.view(offset, len)
+    }
+
+    /// The same model, its matrices in F32 rounded to `dtype` as they are read: [`DType::F16`] or [`DType::BF16`].
+    pub(crate) fn narrowed(&self, dtype: DType) -> Checkpoint {
+        let mut narrowed = self.clone();
+        let (mut file, shard) = (DerivedFile::default(), self.sources.len() as u32);
+        for tensor in narrowed.catalog.tensors.iter_mut().filter(|tensor| tensor.dtype == DType::F32 && tensor.shape.len() >= 2) {
+            let source = Arc::clone(&self.sources[tensor.shard as usize]);
+            let (offset, size_bytes) = file.push(NarrowedMatrix { source, stored: (tensor.offset, tensor.size_bytes), dtype });
+            *tensor = TensorInfo { dtype, shard, offset, size_bytes, ..tensor.clone() };
+        }
+        if !file.is_empty() {
+            add_file(file, &mut narrowed.catalog.shards, &mut narrowed.sources);
+        }
+        narrowed
     }
 
     /// A hint that these bytes of a tensor will be read soon.

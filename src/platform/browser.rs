@@ -84,6 +84,36 @@ pub fn write_atomically_by(path: &Path, _fill: impl FnMut(&mut Checked<'_>) -> R
     write_atomically(path, &[])
 }
 
+/// A file for what has no room in memory; there is none.
+#[derive(Debug)]
+pub struct ScratchFile;
+
+impl ScratchFile {
+    /// Makes none.
+    ///
+    /// # Errors
+    /// [`Error::Io`], always.
+    pub fn create(folder: &Path) -> Result<ScratchFile> {
+        Err(Error::io("make a temporary file in", folder.display(), ErrorKind::Unsupported.into()))
+    }
+
+    /// Writes nothing.
+    ///
+    /// # Errors
+    /// None.
+    pub fn write_at(&mut self, _offset: u64, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads nothing.
+    ///
+    /// # Errors
+    /// None.
+    pub fn read_at(&mut self, _offset: u64, _buffer: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// There are no files.
 pub fn is_same_file(_one: &Path, _other: &Path) -> bool {
     false

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub use super::write::{Checked, is_same_file, write_atomically, write_atomically_by, write_with_folder};
+pub use super::write::{Checked, ScratchFile, is_same_file, write_atomically, write_atomically_by, write_with_folder};
 use super::{HostMemory, cgroup, process_limits};
 use crate::units::Bytes;
 

@@ -10,7 +10,7 @@
 //! as a container mounts single files. A file that may not be written is refused, although its folder would let it be replaced.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -241,6 +241,43 @@ fn plain_mode() -> Option<Permissions> {
 #[cfg(not(unix))]
 fn plain_mode() -> Option<Permissions> {
     None
+}
+
+/// A file without a name, for what has no room in memory. It is gone once it is closed, however the program ends.
+#[derive(Debug)]
+pub struct ScratchFile {
+    file: File,
+    folder: PathBuf,
+}
+
+impl ScratchFile {
+    /// Makes one on the disk of `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the folder.
+    pub fn create(folder: &Path) -> Result<ScratchFile> {
+        let made = tempfile::tempfile_in(folder);
+        let file = made.map_err(|source| Error::io("make a temporary file in", folder.display(), source))?;
+        Ok(ScratchFile { file, folder: folder.to_owned() })
+    }
+
+    /// Writes `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the folder.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes));
+        written.map_err(|source| Error::io("write a temporary file in", self.folder.display(), source))
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the folder.
+    pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(buffer));
+        read.map_err(|source| Error::io("read a temporary file in", self.folder.display(), source))
+    }
 }
 
 #[cfg(unix)]

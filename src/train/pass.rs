@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::adapter::{Adapter, Layer, LoraRead};
 use super::attention::Read;
+use super::kept::KeptInputs;
 use super::vjp::{self, NormOf};
 use super::weights::Weights;
 use super::whole::Matrices;
@@ -31,8 +32,7 @@ pub(super) struct HostPasses<'a> {
     values: Values,
     /// Norm weights and biases, those that are trained as they are now.
     vectors: Arc<HashMap<TensorId, Vec<f32>>>,
-    /// By unit: what it has read.
-    inputs: HashMap<usize, Vec<f32>>,
+    inputs: &'a mut KeptInputs,
     /// The gradients of values.
     gradients: HashMap<ValueId, Vec<f32>>,
     /// The draw of the dropout.
@@ -90,10 +90,10 @@ pub(super) fn check(model: &Model, path: &str) -> Result<()> {
 }
 
 impl<'a> HostPasses<'a> {
-    pub(super) fn new(model: &'a Arc<Model>, weights: &'a Weights, adapter: &'a Adapter) -> HostPasses<'a> {
+    pub(super) fn new(model: &'a Arc<Model>, weights: &'a Weights, adapter: &'a Adapter, inputs: &'a mut KeptInputs) -> HostPasses<'a> {
         let (values, vectors) = (Values::new(Arc::clone(model), 1, 1), adapter.vectors(&weights.vectors));
         let matrices = Matrices { weights, adapter };
-        HostPasses { model, weights, adapter, matrices, values, vectors, inputs: HashMap::new(), gradients: HashMap::new(), draw: None }
+        HostPasses { model, weights, adapter, matrices, values, vectors, inputs, gradients: HashMap::new(), draw: None }
     }
 
     /// Runs the operations of a unit; with `keeps`, what their backward passes need.
@@ -287,7 +287,7 @@ impl HostPasses<'_> {
     /// Runs a unit; with `keeps`, what it has read is kept for [`HostPasses::backward`].
     pub(super) fn forward(&mut self, unit: usize, keeps: bool) -> Result<()> {
         if keeps {
-            self.inputs.insert(unit, self.values.get(self.model.hidden).to_vec());
+            self.inputs.keep(unit, self.values.get(self.model.hidden).to_vec())?;
         }
         let model = self.model;
         self.run(&model.units[unit], false)?;
@@ -393,7 +393,7 @@ impl HostPasses<'_> {
 
     /// Carries the gradient of the residual stream back through a unit, and adds those of the adapter's matrices to `gradients`.
     pub(super) fn backward(&mut self, unit: usize, gradients: &mut [Layer]) -> Result<()> {
-        let input = self.inputs.remove(&unit).ok_or_else(|| Error::internal("a unit was not kept"))?;
+        let input = self.inputs.take(unit)?;
         self.values.put(self.model.hidden, input);
         let model = Arc::clone(self.model);
         let unit = &model.units[unit];

@@ -35,6 +35,8 @@ pub struct TrainingPlan {
     pub devices: Vec<TrainingDevice>,
     /// Bytes that are read from disk at each pass.
     pub on_disk: Bytes,
+    /// Bytes of what units have read that wait on disk for their way back, of a full batch.
+    pub kept_on_disk: Bytes,
     /// Predicted seconds of a full batch: three forwards, as the plan for answers has them.
     pub secs: f64,
     /// Tokens that are trained on in a second.
@@ -71,6 +73,8 @@ pub(super) struct Opening {
     rates: Origin,
     /// What training takes of host memory besides weights.
     host_bytes: Bytes,
+    /// Whether what units have read goes to disk.
+    pub(super) spills: bool,
 }
 
 impl Opening {
@@ -80,7 +84,7 @@ impl Opening {
     /// As of [`super::Trainer::open`], but for those of reading weights.
     pub(super) async fn new(builder: EngineBuilder, options: &TrainOptions) -> Result<Opening> {
         check(options)?;
-        let builder = builder.ctx_size(options.seq_len);
+        let builder = builder.ctx_size(options.seq_len).matrices_in(options.mixed_precision.dtype());
         let builder = if options.full { on_host(builder)? } else { builder };
         let chosen = builder.clone().prepare().await?;
         pass::check(&chosen.model, &chosen.checkpoint.path)?;
@@ -98,14 +102,12 @@ impl Opening {
         };
         let prediction = chosen.predict(workload);
         let masks = if gpu.is_some() { mask_bytes(&chosen.model, &adapter, MostTokens(workload.n_tokens)) } else { Bytes::ZERO };
-        let host_bytes = bytes_needed(&chosen.model, options, adapter.n_values(), gpu.is_none()) + masks;
-        // What training needs besides is taken off the budget of the plan; a GPU that shares the host's memory has its part of it already.
-        let mut host = builder.device(DeviceChoice::Cpu);
-        if let Some(budget) = chosen.plan.device(Device::Cpu).and_then(|device| device.budget) {
-            let Some(rest) = budget.0.checked_sub(host_bytes.0) else { return Err(no_room(host_bytes, budget, options.full)) };
-            host = host.max_memory(Device::Cpu, Bytes(rest));
-        }
-        let mut prepared = host.prepare().await?;
+        let needed = |spills| bytes_needed(&chosen.model, options, adapter.n_values(), gpu.is_none(), spills) + masks;
+        let budget = chosen.plan.device(Device::Cpu).and_then(|device| device.budget);
+        let in_memory = beside(builder.clone(), budget, needed(false), options.full).await;
+        let spills = options.spill.is_some() && matches!(in_memory, Err(Error::DoesNotFit { .. }));
+        let host_bytes = needed(spills);
+        let mut prepared = if spills { beside(builder, budget, host_bytes, options.full).await? } else { in_memory? };
         if options.full {
             leave_on_disk(&mut prepared, &adapter);
         }
@@ -119,7 +121,8 @@ impl Opening {
             (_, true) => prediction.secs * FORWARDS,
             (_, false) => prepared.predict(workload).secs * FORWARDS,
         };
-        Ok(Opening { prepared, adapter, gpu, found, secs, rates: prediction.rates, host_bytes })
+        let rates = prediction.rates;
+        Ok(Opening { prepared, adapter, gpu, found, secs, rates, host_bytes, spills })
     }
 
     /// What it takes.
@@ -128,6 +131,8 @@ impl Opening {
     /// [`Error::DoesNotFit`] of a GPU.
     pub(super) fn plan(&self, options: &TrainOptions) -> Result<TrainingPlan> {
         let Opening { prepared, adapter, gpu, .. } = self;
+        let kept = options.batch * options.seq_len * prepared.model.units.len() * prepared.model.config.hidden_size * 4;
+        let kept_on_disk = Bytes(if self.spills { kept as u64 } else { 0 });
         let n_tokens = options.batch * options.seq_len;
         let mut devices = Vec::new();
         if let Some((spec, budget)) = gpu {
@@ -148,8 +153,18 @@ impl Opening {
         devices.push(TrainingDevice { device: Device::Cpu, budget, weights, training: self.host_bytes, streamed });
         let tokens_per_sec = n_tokens as f64 / self.secs.max(1e-9);
         let (n_values, full) = (adapter.n_values(), options.full);
-        Ok(TrainingPlan { n_tokens, n_values, full, devices, on_disk, secs: self.secs, tokens_per_sec, rates: self.rates })
+        Ok(TrainingPlan { n_tokens, n_values, full, devices, on_disk, kept_on_disk, secs: self.secs, tokens_per_sec, rates: self.rates })
     }
+}
+
+/// The plan of a host whose `budget` training takes `host_bytes` of; a GPU that shares the host's memory has its part of it already.
+async fn beside(builder: EngineBuilder, budget: Option<Bytes>, host_bytes: Bytes, full: bool) -> Result<Prepared> {
+    let mut host = builder.device(DeviceChoice::Cpu);
+    if let Some(budget) = budget {
+        let Some(rest) = budget.0.checked_sub(host_bytes.0) else { return Err(no_room(host_bytes, budget, full)) };
+        host = host.max_memory(Device::Cpu, Bytes(rest));
+    }
+    host.prepare().await
 }
 
 /// The same on the host, where the model's own weights are trained.
@@ -199,6 +214,10 @@ impl TrainingPlan {
         }
         if self.on_disk > Bytes::ZERO {
             text.push_str(&format!("  {:<11}  {} are read at each pass\n", "disk", self.on_disk));
+        }
+        if self.kept_on_disk > Bytes::ZERO {
+            let kept = self.kept_on_disk;
+            text.push_str(&format!("  {:<11}  {kept} of what units have read wait there in each batch, in a temporary file\n", "disk"));
         }
         let rates = if self.rates == Origin::Measured { "" } else { ", by rates that were not measured" };
         text.push_str(&format!("  {:<11}  {:.1} s a batch, {:.1} tokens/s{rates}\n", "predicted", self.secs, self.tokens_per_sec));

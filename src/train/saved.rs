@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::adapter::{Adapter, Layer};
 use super::optim::{Optimizer, OptimizerKind, Scheduler};
-use super::trainer::{Progress, TrainOptions};
+use super::trainer::{MixedPrecision, Progress, TrainOptions};
 use super::whole;
 use crate::error::{Error, Result};
 use crate::lora::{self, LowRank, NormValues, Settings};
@@ -50,6 +50,8 @@ pub(super) struct State {
     dropout: f32,
     #[serde(default)]
     full: bool,
+    #[serde(default)]
+    mixed_precision: MixedPrecision,
 }
 
 impl State {
@@ -72,6 +74,7 @@ impl State {
             seed: options.seed,
             dropout: options.lora.dropout,
             full: options.full,
+            mixed_precision: options.mixed_precision,
         }
     }
 

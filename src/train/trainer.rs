@@ -1,7 +1,7 @@
 //! The loop of training: batches forward and back, steps of the optimiser, what is kept between them.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::adapter::{Adapter, LoraOptions};
 use super::data::{DataSet, Example, Sequence, n_targets};
 use super::gpu::{GpuPasses, GpuUse, MostTokens};
+use super::kept::KeptInputs;
 use super::optim::{Gradients, Optimizer, OptimizerKind, Scheduler};
 use super::pass::HostPasses;
 use super::planning::{Opening, TrainingPlan};
@@ -27,6 +28,31 @@ use crate::platform::clock::Instant;
 use crate::stream::{Batch, BatchToken, LogitsRequest, Store};
 use crate::units::Bytes;
 
+/// How frozen matrices that are stored in F32 are held in memory, and stream. Those that are stored in fewer bits stay as they are; what is trained,
+/// its gradients and all arithmetic are in F32, so that losses need no scaling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MixedPrecision {
+    /// As they are stored.
+    #[default]
+    No,
+    /// Rounded to [`DType::F16`].
+    Fp16,
+    /// Rounded to [`DType::BF16`].
+    Bf16,
+}
+
+impl MixedPrecision {
+    /// What they are rounded to.
+    pub(super) fn dtype(self) -> Option<DType> {
+        match self {
+            MixedPrecision::No => None,
+            MixedPrecision::Fp16 => Some(DType::F16),
+            MixedPrecision::Bf16 => Some(DType::BF16),
+        }
+    }
+}
+
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainOptions {
@@ -35,6 +61,8 @@ pub struct TrainOptions {
     /// Whether that is the model's own weights instead of an adapter: all of them, or those of the modules that
     /// [`LoraOptions::targets`] names, of which all else is passed over. They are trained on the host.
     pub full: bool,
+    /// How frozen matrices that are stored in F32 are held.
+    pub mixed_precision: MixedPrecision,
     /// How gradients become steps.
     pub optimizer: OptimizerKind,
     /// The greatest learning rate.
@@ -59,6 +87,9 @@ pub struct TrainOptions {
     pub packs: bool,
     /// Chooses the first values of the adapter, the order of the examples and what dropout zeroes.
     pub seed: u64,
+    /// A folder on whose disk what units have read may wait for their way back, where host memory has no room for it: in a file without
+    /// a name. The bits are the same.
+    pub spill: Option<PathBuf>,
 }
 
 impl Default for TrainOptions {
@@ -66,6 +97,7 @@ impl Default for TrainOptions {
         TrainOptions {
             lora: LoraOptions::default(),
             full: false,
+            mixed_precision: MixedPrecision::No,
             optimizer: OptimizerKind::Adamw,
             learning_rate: 2e-4,
             scheduler: Scheduler::Linear,
@@ -78,6 +110,7 @@ impl Default for TrainOptions {
             seq_len: 512,
             packs: false,
             seed: 0,
+            spill: None,
         }
     }
 }
@@ -145,6 +178,9 @@ pub struct Trainer {
     pub(super) progress: Progress,
     /// What computes the passes, where the host does not.
     gpu: Option<GpuPasses>,
+    /// What units have read, where the host computes.
+    kept: KeptInputs,
+    spills: bool,
     /// Ends the passes.
     is_cancelled: Arc<AtomicBool>,
 }
@@ -169,7 +205,8 @@ impl Trainer {
     /// Those of planning and reading; [`Error::UnsupportedModel`] where gradients of its operations are not computed;
     /// [`Error::InvalidArgument`] for an option that is not possible; [`Error::DoesNotFit`].
     pub async fn open(builder: EngineBuilder, options: TrainOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Trainer> {
-        let Opening { mut prepared, mut adapter, gpu, found, .. } = Opening::new(builder, &options).await?;
+        let Opening { mut prepared, mut adapter, gpu, found, spills, .. } = Opening::new(builder, &options).await?;
+        let mut kept = KeptInputs::new(options.spill.as_deref().filter(|_| spills))?;
         let text = prepared.take_text()?;
         let of_trained: Bytes = match options.full {
             true => adapter.tensors().into_iter().map(|id| prepared.checkpoint.catalog[id].size_bytes).sum(),
@@ -194,11 +231,12 @@ impl Trainer {
             None => None,
             Some(((_, budget), found)) => {
                 let most = MostTokens(options.batch * options.seq_len);
-                Some(GpuPasses::open(&found, budget, &model, &weights, &adapter, most).await?)
+                let kept = std::mem::take(&mut kept);
+                Some(GpuPasses::open(&found, budget, &model, &weights, &adapter, most, kept).await?)
             }
         };
         let (progress, is_cancelled) = (Progress::default(), Arc::default());
-        Ok(Trainer { model, weights, text, options, adapter, optimizer, progress, gpu, is_cancelled })
+        Ok(Trainer { model, weights, text, options, adapter, optimizer, progress, gpu, kept, spills, is_cancelled })
     }
 
     /// What training would take, as [`Trainer::open`] would do it.
@@ -362,7 +400,7 @@ impl Trainer {
         if self.gpu.is_some() {
             return self.pass_over_on_gpu(sequences, draw, units, first_kept, gradients).await;
         }
-        let Trainer { model, weights, adapter, options, is_cancelled, .. } = self;
+        let Trainer { model, weights, adapter, options, kept, is_cancelled, .. } = self;
         let mut pauses = Pauses { is_cancelled, turns: Turns::new() };
         let (mut gradients, mut loss) = (gradients, 0.0);
         for (index, sequences) in batches(options, sequences).into_iter().enumerate() {
@@ -370,7 +408,7 @@ impl Trainer {
             if targets.is_empty() {
                 continue;
             }
-            let mut passes = HostPasses::new(model, weights, adapter);
+            let mut passes = HostPasses::new(model, weights, adapter, kept);
             passes.begin(&batch, draw.map(|draw| draw.wrapping_add(index as u64)))?;
             for unit in units.clone() {
                 pauses.pause().await?;
@@ -458,6 +496,11 @@ impl Trainer {
     /// Those of reading; [`Error::InvalidFile`] where it is of other layers.
     pub fn begin_from(&mut self, folder: &Path) -> Result<()> {
         saved::read_adapter(&mut self.adapter, folder)
+    }
+
+    /// Whether what units have read waits for its way back in a file of [`TrainOptions::spill`].
+    pub fn spills(&self) -> bool {
+        self.spills
     }
 
     /// Bytes of the model's matrices that are read from disk, each time anew.
@@ -614,6 +657,9 @@ pub(super) fn check(options: &TrainOptions) -> Result<()> {
             return invalid(what, format!("are {value}; they are from 1 to 65536"));
         }
     }
+    if options.full && options.mixed_precision != MixedPrecision::No {
+        return invalid("mixed precision", "is for adapters; the model's own weights are trained in F32".into());
+    }
     if seq_len < 2 {
         return invalid("the length of sequences", format!("is {seq_len}; it is 2 or more"));
     }
@@ -621,11 +667,11 @@ pub(super) fn check(options: &TrainOptions) -> Result<()> {
 }
 
 /// What training holds besides the model's weights: what units have read, the operations of one unit with their gradients, logits of a slice,
-/// and the adapter with its gradients and the optimiser's means.
-pub(super) fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize, on_host: bool) -> Bytes {
+/// and the adapter with its gradients and the optimiser's means. Where it `spills`, what two units have read.
+pub(super) fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize, on_host: bool, spills: bool) -> Bytes {
     let n_tokens = (options.batch * options.seq_len) as u64;
     let widths: u64 = model.values().filter(|(id, _)| *id != model.logits).map(|(_, value)| value.width as u64).sum();
-    let kept = model.units.len() as u64 * model.config.hidden_size as u64;
+    let kept = if spills { 2 } else { model.units.len() as u64 } * model.config.hidden_size as u64;
     if !on_host {
         return Bytes((n_tokens * kept + n_values as u64 * 4) * 4);
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pollster::block_on;
 use serde::Deserialize;
+use tierflow::convert::{ConvertOptions, convert};
 use tierflow::device::{Device, DeviceChoice};
 use tierflow::dtype::DType;
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
@@ -15,7 +16,9 @@ use tierflow::lora::{self, LowRank, NormValues, Settings};
 use tierflow::machine::Measure;
 use tierflow::plan::{KvDType, PlanOptions};
 use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
-use tierflow::train::{DataSet, Example, Layer, LoraOptions, LossOptions, OptimizerKind, Progress, Sequence, TrainOptions, Trainer};
+use tierflow::train::{
+    DataSet, Example, Layer, LoraOptions, LossOptions, MixedPrecision, OptimizerKind, Progress, Sequence, TrainOptions, Trainer,
+};
 use tierflow::units::Bytes;
 
 use super::models::families;
@@ -456,6 +459,71 @@ fn the_memory_of_full_training_is_counted_before_anything_is_loaded() {
     assert!(some.devices[0].weights > Bytes::ZERO && some.devices[0].training < host.training);
 }
 
+#[test]
+fn frozen_matrices_of_32_bits_may_be_held_in_16() {
+    let root = tempfile::tempdir().unwrap();
+    let mut golden = families::Golden::of("qwen3");
+    golden.dtype = "F32".into();
+    golden.write(root.path(), "qwen3");
+    let folder = root.path().join("qwen3");
+    for (mixed_precision, name) in [(MixedPrecision::Bf16, "bf16"), (MixedPrecision::Fp16, "f16")] {
+        let file = root.path().join(format!("{name}.gguf"));
+        let file_type = name.parse().unwrap();
+        convert(&folder, &file, ConvertOptions { file_type, pure: true }, &mut |_, _| Ok(())).unwrap();
+        for builder in [builder, on_gpu] {
+            let of_file = trained(&mut open(builder(&file), options(&["q_proj", "down_proj"])), 3);
+            let mixed = || TrainOptions { mixed_precision, ..options(&["q_proj", "down_proj"]) };
+            assert!(trained(&mut open(builder(&folder), mixed()), 3) == of_file, "{name}");
+            // From disk, too.
+            assert!(trained(&mut in_little_host_memory(&builder(&folder), mixed()).0, 3) == of_file, "{name}");
+            assert!(trained(&mut open(builder(&folder), options(&["q_proj", "down_proj"])), 3) != of_file, "{name}");
+        }
+        let planned = |options: &TrainOptions| block_on(Trainer::plan(builder(&folder), options)).unwrap().devices[0].weights;
+        let mixed = TrainOptions { mixed_precision, ..options(&[]) };
+        assert!(planned(&mixed).0 < planned(&options(&[])).0 * 11 / 20);
+        let refused = block_on(Trainer::plan(builder(&folder), &TrainOptions { mixed_precision, ..full(&[]) })).unwrap_err();
+        assert!(refused.to_string().contains("mixed precision"), "{refused}");
+    }
+}
+
+#[test]
+fn what_units_have_read_waits_on_disk_where_memory_has_no_room() {
+    what_units_have_read_waits_on_disk(builder, true);
+}
+
+#[test]
+fn what_units_have_read_for_an_adapter_waits_on_disk_where_memory_has_no_room() {
+    what_units_have_read_waits_on_disk(on_gpu, false);
+}
+
+fn what_units_have_read_waits_on_disk(builder: impl Fn(&Path) -> EngineBuilder, also_full: bool) {
+    let root = tempfile::tempdir().unwrap();
+    let (folder, spill) = (families::written(root.path(), "qwen3"), root.path().join("spill"));
+    std::fs::create_dir(&spill).unwrap();
+    let of_adapter = TrainOptions { batch: 16, learning_rate: 1e-2, ..options(&["q_proj", "down_proj"]) };
+    let of_all = TrainOptions { batch: 16, learning_rate: 1e-3, ..full(&[]) };
+    for options in [Some(of_adapter), also_full.then_some(of_all)].into_iter().flatten() {
+        let spilling = TrainOptions { spill: Some(spill.clone()), ..options.clone() };
+        // With room for it, it stays in memory.
+        let roomy = block_on(Trainer::plan(builder(&folder), &spilling)).unwrap();
+        assert_eq!(roomy.kept_on_disk, Bytes::ZERO);
+        let expected = trained(&mut open(builder(&folder), options.clone()), 3);
+        let (mut trainer, budget) = in_little_host_memory(&builder(&folder), spilling.clone());
+        let (mut whole, least) = in_little_host_memory(&builder(&folder), options.clone());
+        assert!(budget < least && trainer.spills() && !whole.spills(), "{budget} {least}");
+        assert!(trained(&mut trainer, 3) == expected && trained(&mut whole, 3) == expected);
+        let tight = builder(&folder).max_memory(Device::Cpu, budget);
+        let planned = block_on(Trainer::plan(tight.clone(), &spilling)).unwrap();
+        assert!(planned.kept_on_disk.0 > 16 * 64 * 4 && planned.report().contains("wait there in each batch"), "{}", planned.report());
+        assert_eq!(std::fs::read_dir(&spill).unwrap().count(), 0, "the file has no name");
+        let refused = block_on(Trainer::plan(tight.clone(), &options)).err().unwrap();
+        assert!(matches!(refused, Error::DoesNotFit { .. }), "{refused}");
+        let nowhere = TrainOptions { spill: Some(root.path().join("nowhere")), ..options.clone() };
+        let refused = block_on(Trainer::open(tight, nowhere, &|_| {})).err().unwrap().to_string();
+        assert!(refused.contains("nowhere"), "{refused}");
+    }
+}
+
 /// As [`builder`], on the adapter of the tests.
 fn on_gpu(folder: &Path) -> EngineBuilder {
     crate::common::gpus();
@@ -532,7 +600,7 @@ fn what_streams_through_an_adapter_changes_no_bit() {
     let (streamed, part, _) = of(open(tightly(), options()));
     assert!(part.streamed.0 > part.resident.0 && part.peak <= part.planned && part.planned <= tight, "{part:?}");
     assert!(streamed == resident, "streamed weights gave other bits");
-    let (from_disk, part, on_disk) = of(in_little_host_memory(&tightly(), options()));
+    let (from_disk, part, on_disk) = of(in_little_host_memory(&tightly(), options()).0);
     assert!(part.streamed > Bytes::ZERO && on_disk > Bytes::ZERO, "{part:?} {on_disk}");
     assert!(from_disk == resident, "weights from disk gave other bits");
 }
@@ -602,12 +670,12 @@ fn trained(trainer: &mut Trainer, n_steps: u64) -> Vec<Layer> {
 }
 
 /// Opens it with room for what training needs of the host's memory, and for as little of the model as may be.
-fn in_little_host_memory(builder: &EngineBuilder, options: TrainOptions) -> Trainer {
+fn in_little_host_memory(builder: &EngineBuilder, options: TrainOptions) -> (Trainer, Bytes) {
     let open = |budget: Bytes| block_on(Trainer::open(builder.clone().max_memory(Device::Cpu, budget), options.clone(), &|_| {}));
     let mut budget = Bytes(1);
     loop {
         match open(budget) {
-            Ok(trainer) => break trainer,
+            Ok(trainer) => break (trainer, budget),
             Err(Error::DoesNotFit { needed, available, .. }) => budget += Bytes(needed.0.saturating_sub(available.0).max(1)),
             Err(error) => panic!("{error}"),
         }
@@ -636,7 +704,7 @@ fn neither_threads_nor_places_of_weights_change_a_bit() {
     let lora = || LoraOptions { dropout: 0.1, modules_to_save: vec!["norm".into()], ..options(&[]).lora };
     let options = || TrainOptions { lora: lora(), learning_rate: 1e-2, ..options(&[]) };
     let expected = trained(&mut open(builder(&folder), options()), 4);
-    let mut from_disk = in_little_host_memory(&builder(&folder), options());
+    let (mut from_disk, _) = in_little_host_memory(&builder(&folder), options());
     let on_disk = from_disk.bytes_on_disk();
     assert!(on_disk.0 > 0, "something streams");
     assert!(trained(&mut from_disk, 4) == expected, "from disk");

@@ -170,6 +170,8 @@ export interface TrainOptions extends Stoppable {
   target?: string[];
   /** Ends of the names of norms whose own weights learn, as `norm`; none by default. */
   modules_to_save?: string[];
+  /** How frozen matrices that are stored in F32 are held; `no` by default, as they are. */
+  mixed_precision?: 'no' | 'fp16' | 'bf16';
   dropout?: number;
   seed?: number;
   onProgress?: (progress: Progress | TrainingBegins) => void;

@@ -74,7 +74,7 @@ def parser() -> Parser:
     p.option("--address", metavar="RAY", help="a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; one is started here if none is named")
     p.option("--adapters", "--gpu-ids", metavar="0,1", help="the adapter of each worker of a machine")
     p.option("--cpu", action="store_true", help="compute on the host")
-    p.option("--mixed-precision", choices=sorted(KV_DTYPES), help="of keys and values")
+    p.option("--mixed-precision", choices=sorted(KV_DTYPES), help="of keys and values; of frozen weights in training")
     p.option("--max-restarts", type=int, default=0, metavar="N", help="start all workers again if one dies, up to N times")
     p.option("--num-cpu-threads-per-process", dest="n_threads", type=int, metavar="N", help="of each worker's engine")
     p.option("--working-dir", metavar="DIR", help="a folder that is sent to the machines of the cluster")

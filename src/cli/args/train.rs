@@ -8,7 +8,7 @@ use super::model::{IoArg, ModelArgs};
 use super::{parse_positive, parse_value, parse_whole};
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::dtype::DType;
-use crate::train::{DataOptions, LoraOptions, OptimizerKind, Scheduler, TrainOn, TrainOptions};
+use crate::train::{DataOptions, LoraOptions, MixedPrecision, OptimizerKind, Scheduler, TrainOn, TrainOptions};
 
 /// `tierflow train`
 #[derive(Debug, Clone, Args)]
@@ -131,13 +131,18 @@ pub struct TrainShapeArgs {
     /// Train the model's own weights, not an adapter
     ///
     /// All of them, or the modules of --target: linear layers, norms, embeddings, the head. On the host; the folder then holds the whole model.
-    #[arg(long, env = "TIERFLOW_FULL", conflicts_with_all = ["lora_r", "modules_to_save", "dropout"])]
+    #[arg(long, env = "TIERFLOW_FULL", conflicts_with_all = ["lora_r", "modules_to_save", "dropout", "mixed_precision"])]
     pub full: bool,
     /// Norms whose own weights learn, by the ends of their names
     ///
     /// As PEFT's modules_to_save: norm is all that end so.
     #[arg(long, env = "TIERFLOW_MODULES_TO_SAVE", value_name = "NAMES", value_delimiter = ',')]
     pub modules_to_save: Vec<String>,
+    /// How frozen matrices in F32 are held: no, fp16, bf16
+    ///
+    /// Rounded to 16 bits they take half the memory. Those in fewer bits stay as they are; what is trained and all arithmetic are in F32.
+    #[arg(long, env = "TIERFLOW_MIXED_PRECISION", value_name = "TYPE", hide_possible_values = true, default_value = "no")]
+    pub mixed_precision: MixedPrecisionArg,
     /// Share of the adapter's inputs that are zeroed
     #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
     pub dropout: f32,
@@ -150,7 +155,9 @@ impl TrainShapeArgs {
         let modules_to_save = self.modules_to_save.iter().filter(|end| !end.is_empty()).cloned().collect();
         let lora = LoraOptions { rank: self.lora_r as usize, targets, dropout: self.dropout, modules_to_save, ..LoraOptions::default() };
         let (batch, seq_len) = (self.batch as usize, self.seq_len as usize);
-        TrainOptions { lora, full: self.full, batch, seq_len, ..TrainOptions::default() }
+        // Where a plan goes by it, training has its own folder.
+        let (mixed_precision, spill) = (self.mixed_precision.into(), Some(".".into()));
+        TrainOptions { lora, full: self.full, mixed_precision, batch, seq_len, spill, ..TrainOptions::default() }
     }
 }
 
@@ -193,6 +200,27 @@ impl WrittenArg {
     }
 }
 
+/// How frozen matrices in F32 are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MixedPrecisionArg {
+    /// As they are stored
+    No,
+    /// Rounded to F16
+    Fp16,
+    /// Rounded to BF16
+    Bf16,
+}
+
+impl From<MixedPrecisionArg> for MixedPrecision {
+    fn from(arg: MixedPrecisionArg) -> MixedPrecision {
+        match arg {
+            MixedPrecisionArg::No => MixedPrecision::No,
+            MixedPrecisionArg::Fp16 => MixedPrecision::Fp16,
+            MixedPrecisionArg::Bf16 => MixedPrecision::Bf16,
+        }
+    }
+}
+
 /// How gradients become steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OptimizerArg {
@@ -218,6 +246,7 @@ impl TrainArgs {
         TrainOptions {
             lora: LoraOptions { alpha: self.lora_alpha, ..shape.lora },
             full: shape.full,
+            mixed_precision: shape.mixed_precision,
             optimizer: match self.optimizer {
                 OptimizerArg::Adamw => OptimizerKind::Adamw,
                 OptimizerArg::Sgd => OptimizerKind::Sgd,
@@ -237,6 +266,7 @@ impl TrainArgs {
             seq_len: shape.seq_len,
             packs: self.packing,
             seed: self.seed.cast_unsigned(),
+            spill: Some(self.out.clone()),
         }
     }
 }

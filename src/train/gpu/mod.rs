@@ -3,7 +3,7 @@
 //!
 //! The adapter's budget holds the values of one unit and their gradients, the matrices that are trained with theirs, and as many frozen weights as
 //! then have room; the others stream through two slots, from wherever the host has them, while the adapter computes with the one before. What each
-//! unit has read is kept in host memory, and so is the optimiser's state. Which weights stream changes no bit: products are cut the same way.
+//! unit has read is kept in host memory (or in a file), and so is the optimiser's state. Which weights stream changes no bit: products are cut the same way.
 
 mod adapter;
 mod dropout;
@@ -15,7 +15,6 @@ mod recorder;
 mod unit;
 mod weights;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use self::adapter::GpuAdapter;
@@ -26,8 +25,9 @@ pub(super) use self::placing::GpuPlan;
 use self::recorder::Recorder;
 use self::weights::GpuWeights;
 use super::adapter::{Adapter, Layer};
+use super::kept::KeptInputs;
 use super::weights::Weights;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Gpu};
 use crate::kernels::BatchShape;
 use crate::kernels::rope_kv::KvDType;
@@ -50,8 +50,7 @@ pub(super) struct GpuPasses {
     planned: ([Bytes; 2], Bytes),
     /// What the first unit reads, until it has run.
     embedded: Option<Vec<f32>>,
-    /// By unit: what it has read.
-    inputs: HashMap<usize, Vec<f32>>,
+    inputs: KeptInputs,
     batch: BatchShape,
     /// The draw of the dropout.
     draw: Option<u64>,
@@ -95,6 +94,7 @@ impl GpuPasses {
         host: &Weights,
         trained: &Adapter,
         most: MostTokens,
+        inputs: KeptInputs,
     ) -> Result<GpuPasses> {
         let gpu = Arc::new(Gpu::open(found, budget, None).await?);
         gpu.keep_bind_groups();
@@ -119,7 +119,7 @@ impl GpuPasses {
             norms,
             planned,
             embedded: None,
-            inputs: HashMap::new(),
+            inputs,
             batch,
             draw: None,
         })
@@ -172,7 +172,7 @@ impl GpuPasses {
                 Some(embedded) => embedded,
                 None => self.read_hidden(host, unit).await?,
             };
-            self.inputs.insert(unit, input);
+            self.inputs.keep(unit, input)?;
         }
         let model = Arc::clone(&self.model);
         self.adapter.draw(&self.gpu, &mut self.recorder, unit, self.batch.n_tokens, self.draw);
@@ -201,7 +201,7 @@ impl GpuPasses {
 
     /// Carries the gradient of the residual stream back through a unit, and adds those of the trained matrices to what is kept of them.
     pub(super) async fn backward(&mut self, host: &Weights, unit: usize) -> Result<()> {
-        let input = self.inputs.remove(&unit).ok_or_else(|| Error::internal("a unit was not kept"))?;
+        let input = self.inputs.take(unit)?;
         self.recorder.submit(&self.gpu);
         self.memory.write_value(&self.gpu, self.model.hidden, &input)?;
         let model = Arc::clone(&self.model);

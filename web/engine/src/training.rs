@@ -44,6 +44,7 @@ impl TrainingOptions {
         let grad_clip: Option<f64> = fields.take("grad_clip", number)?;
         let train = TrainOptions {
             lora,
+            mixed_precision: fields.take("mixed_precision", "no, fp16 or bf16")?.unwrap_or_default(),
             optimizer: fields.take::<OptimizerKind>("optimizer", "adamw or sgd")?.unwrap_or(default.optimizer),
             learning_rate: fields.take("lr", number)?.unwrap_or(default.learning_rate),
             scheduler: fields.take::<Scheduler>("scheduler", "linear, cosine or constant")?.unwrap_or(default.scheduler),
