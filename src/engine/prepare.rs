@@ -322,17 +322,14 @@ impl EngineBuilder {
             Some(devices) => devices.clone(),
             None => adapters.iter().map(|found| found.spec.clone()).collect(),
         };
-        let compute_on = match &self.compute_on {
-            Some(devices) => checked(devices)?,
-            None => with_host_for_experts(candidates(self.device, &named_adapters(&self.options)?, &specs)?, &self.options.placement),
-        };
+        let compute_on = self.may_compute(&specs)?;
         let dtypes = dtypes_of(&model, &checkpoint.catalog);
         for found in adapters.iter_mut().filter(|found| compute_on.contains(&found.spec.device)) {
             self.look_at(found, &dtypes).await?;
         }
         let measured = match &self.machine {
             Some(_) => specs,
-            None => self.with_host_and_disk(&adapters),
+            None => self.with_host_and_disk(&adapters, &dtypes).await,
         };
         let devices = plan::corrected(&measured, plan::main_dtype(&checkpoint.catalog, &model));
         // Executors cut submissions by the same rates.
@@ -359,6 +356,32 @@ impl EngineBuilder {
             text,
         };
         Ok(Surveyed { checkpoint, model, devices, options, loras, means })
+    }
+
+    /// The devices of this machine that [`EngineBuilder::prepare`] would measure before it plans, which takes a while: rates of them are
+    /// not known that the model needs. In a machine that is described there are none.
+    ///
+    /// # Errors
+    /// As of [`EngineBuilder::prepare`].
+    pub async fn unmeasured(&self) -> Result<Vec<Device>> {
+        if self.machine.is_some() {
+            return Ok(Vec::new());
+        }
+        let (checkpoint, model) = self.open_model()?;
+        let (mut adapters, dtypes) = (self.adapters().await?, dtypes_of(&model, &checkpoint.catalog));
+        let specs: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
+        let compute_on = self.may_compute(&specs)?;
+        adapters.retain(|found| compute_on.contains(&found.spec.device) && machine::is_to_be_measured(found, self.measure, &dtypes));
+        let host = machine::is_host_to_be_measured(self.measure, &dtypes).then_some(Device::Cpu);
+        Ok(adapters.into_iter().map(|found| found.spec.device).chain(host).collect())
+    }
+
+    /// Those of `specs` that may compute, and the host where it may.
+    fn may_compute(&self, specs: &[DeviceSpec]) -> Result<Vec<Device>> {
+        match &self.compute_on {
+            Some(devices) => checked(devices),
+            None => Ok(with_host_for_experts(candidates(self.device, &named_adapters(&self.options)?, specs)?, &self.options.placement)),
+        }
     }
 
     /// The model's headers, and what of it is to be computed: with LoRA adapters, without its head, with some layers.
@@ -420,9 +443,9 @@ impl EngineBuilder {
     }
 
     /// The specs of the adapters, of host memory and of the disk of the model's files.
-    fn with_host_and_disk(&self, adapters: &[AdapterFound]) -> Vec<DeviceSpec> {
+    async fn with_host_and_disk(&self, adapters: &[AdapterFound], dtypes: &[DType]) -> Vec<DeviceSpec> {
         let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
-        devices.push(DeviceSpec { rates: machine::host_rates(self.measure), ..machine::host_spec() });
+        devices.push(DeviceSpec { rates: machine::host_rates(self.measure, dtypes).await, ..machine::host_spec() });
         let rates = machine::disk_rates(self.model.path(), self.measure).unwrap_or_else(|error| {
             tracing::warn!("the disk was not measured: {error}");
             Rates::default()

@@ -1,4 +1,5 @@
-//! Probes of an adapter: both ways of upload, readback, submissions, compilation and products.
+//! Probes of an adapter: the ways of upload, readback, submissions, compilation and products. They wait as what they measure for does:
+//! natively in the driver, in a browser for its event loop.
 
 use super::effort::{Effort, middle, time};
 use super::products::{self, weight_bytes};
@@ -8,7 +9,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use crate::kernels::{Binding, matmul};
-use crate::platform::clock::Instant;
+use crate::platform::{self, clock::Instant};
 use crate::units::{Bytes, BytesPerSec};
 
 /// Bytes of one transfer, as large as streamed chunks are.
@@ -28,6 +29,10 @@ const WEIGHT_ALIGNMENT: u64 = 256;
 const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
 /// Submissions that are timed together for the cost of one.
 const N_SUBMISSIONS: u32 = 16;
+/// Waits that are timed together for the cost of one: clocks of browsers are coarse.
+const N_ROUND_TRIPS: u32 = if platform::MAY_BLOCK { 1 } else { 4 };
+/// What a browser's clock tells apart at best; less is no time that anything takes.
+const LEAST_SECS: f64 = 1e-6;
 
 /// Measures all rates of an adapter, of its products those in `dtypes`, and the variants for a model in those `of_model`.
 ///
@@ -55,9 +60,10 @@ pub(super) async fn measure_products(
     products_of(&mut gpu, found, effort, dtypes, of_model).await
 }
 
-/// Whether a search would find variants for a model in the dtypes `of_model` that are not `known`.
+/// Whether a search would find variants for a model in the dtypes `of_model` that are not `known`. None is made in a browser: it takes
+/// longer than somebody waits for a page.
 pub(super) fn lacks_variants(found: &AdapterFound, effort: &Effort, of_model: &[DType], known: &MatMulVariants) -> bool {
-    !Search::new(extent(found, effort), of_model, known.clone()).is_done()
+    platform::MAY_BLOCK && !Search::new(extent(found, effort), of_model, known.clone()).is_done()
 }
 
 fn extent(found: &AdapterFound, effort: &Effort) -> Extent {
@@ -66,7 +72,17 @@ fn extent(found: &AdapterFound, effort: &Effort) -> Extent {
 
 async fn open(found: &AdapterFound) -> Result<Gpu> {
     let budget = pool_size(found) + VALUES.times(2) + TRANSFER.times(8);
-    Gpu::open(found, budget, None).await
+    if platform::MAY_BLOCK {
+        return Gpu::open(found, budget, None).await;
+    }
+    // A browser opens an adapter once: the one that was found is left to what will compute.
+    let again = gpu::list().await?.into_iter().find(|other| other.spec.device == found.spec.device);
+    Gpu::open(again.as_ref().unwrap_or(found), budget, None).await
+}
+
+/// Waits until all that was submitted has run.
+async fn done(gpu: &Gpu) -> Result<()> {
+    if platform::MAY_BLOCK { gpu.wait(None) } else { gpu.finish().await }
 }
 
 /// The rates of products in `dtypes`, in the variants that are fastest.
@@ -75,7 +91,7 @@ async fn products_of(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, dtype
     let mut shader_compile_secs = None;
     if !dtypes.is_empty() {
         // Before anything else compiles them.
-        shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
+        shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes).await?);
     }
     // The rates are those of the fastest variants, which are found first.
     let variants = fastest_variants(gpu, found, effort, of_model).await?;
@@ -85,13 +101,17 @@ async fn products_of(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, dtype
     gpu.spec.rates.variants = variants.clone();
     let mut bench = Bench::new(gpu, pool_size).await?;
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
-    let rates = products::measure(&effort.anew(), dtypes, products::SMALL, largest, |params, repeats| bench.run(params, repeats))?;
+    let run = async |params: &matmul::Params, repeats| bench.run(params, repeats).await;
+    let rates = products::measure(&effort.anew(), dtypes, products::SMALL, largest, run).await?;
     Ok(Rates { variants, shader_compile_secs, ..rates })
 }
 
 /// The fastest variants for a model in the dtypes `of_model`, beside those that are known. One that fails, with whatever the driver
 /// does then, is left out.
 async fn fastest_variants(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, of_model: &[DType]) -> Result<MatMulVariants> {
+    if !lacks_variants(found, effort, of_model, &gpu.spec.rates.variants) {
+        return Ok(gpu.spec.rates.variants.clone());
+    }
     let extent = extent(found, effort);
     let mut search = Search::new(extent, of_model, gpu.spec.rates.variants.clone());
     let effort = effort.of_search(extent.is_software);
@@ -101,7 +121,7 @@ async fn fastest_variants(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, 
         let variants = |params: &matmul::Params| {
             if extent.is_full { matmul::all_variants(gpu_of_search, params) } else { matmul::variants(gpu_of_search, params) }
         };
-        let outcome = search.go_on(&effort, variants, |params, variant| bench.run_as(params, Some(variant), 1));
+        let outcome = search.go_on(&effort, variants, |params, variant| bench.try_variant(params, variant));
         drop(bench);
         let Err((variant, error)) = outcome else { return Ok(search.into_fastest()) };
         tracing::warn!("the variant {variant} of matrix products is left out on {}: {error}", found.spec.name);
@@ -114,18 +134,23 @@ async fn fastest_variants(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, 
 
 /// The rates of uploads and readback, and the costs of submissions.
 async fn transfers_of(gpu: &Gpu, effort: &Effort) -> Result<Rates> {
+    Ok(Rates {
+        readback: Some(readback(gpu, effort).await?),
+        round_trip_secs: Some(effort.best_awaited(async || round_trip(gpu).await).await?),
+        submit_secs: Some(effort.best_awaited(async || submission(gpu).await).await?),
+        ..uploads_of(gpu, effort).await?
+    })
+}
+
+/// The rates of the ways to the GPU that there are here.
+async fn uploads_of(gpu: &Gpu, effort: &Effort) -> Result<Rates> {
+    if !platform::MAY_BLOCK {
+        return Ok(Rates { upload_written: Some(written(gpu, effort).await?), ..Rates::default() });
+    }
     let source = vec![0x2A_u8; SOURCE.0 as usize];
     let upload_staged = Some(upload(gpu, effort, Upload::Staged, &source).await?);
     let upload_mapped = if gpu.mappable { Some(upload(gpu, effort, Upload::Mapped, &source).await?) } else { None };
-    drop(source);
-    Ok(Rates {
-        upload_staged,
-        upload_mapped,
-        readback: Some(readback(gpu, effort).await?),
-        round_trip_secs: Some(effort.best(|| round_trip(gpu))?),
-        submit_secs: Some(effort.best(|| submission(gpu))?),
-        ..Rates::default()
-    })
+    Ok(Rates { upload_staged, upload_mapped, ..Rates::default() })
 }
 
 fn pool_size(found: &AdapterFound) -> Bytes {
@@ -178,6 +203,23 @@ async fn upload(gpu: &Gpu, effort: &Effort, way: Upload, source: &[u8]) -> Resul
     Ok(BytesPerSec::from_transfer(TRANSFER, effort.best(transfer)?))
 }
 
+/// The rate of writes by the queue, the browser's way, waiting for each.
+async fn written(gpu: &Gpu, effort: &Effort) -> Result<BytesPerSec> {
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let slot = gpu.buffer("probe slot", TRANSFER, usage, Purpose::Slots).await?;
+    let source = vec![0x2A_u8; TRANSFER.0 as usize];
+    let transfer = async || {
+        let begin = Instant::now();
+        gpu::write(&gpu.queue, &slot, 0, &source);
+        submit_nothing(gpu);
+        done(gpu).await?;
+        Ok(begin.elapsed().as_secs_f64().max(LEAST_SECS))
+    };
+    // The first transfer touches the memory.
+    transfer().await?;
+    Ok(BytesPerSec::from_transfer(TRANSFER, effort.best_awaited(transfer).await?))
+}
+
 /// Maps `memory` for writing, and waits for it.
 fn map(gpu: &Gpu, memory: &Buffer) -> Result<()> {
     let (sender, mut receiver) = futures_channel::oneshot::channel();
@@ -196,7 +238,7 @@ async fn readback(gpu: &Gpu, effort: &Effort) -> Result<BytesPerSec> {
     let transfer = async || {
         let begin = Instant::now();
         gpu::read(gpu, &buffer, 0, TRANSFER.0).await?;
-        Ok(begin.elapsed().as_secs_f64())
+        Ok(begin.elapsed().as_secs_f64().max(LEAST_SECS))
     };
     // The first transfer makes the staging memory.
     transfer().await?;
@@ -204,21 +246,22 @@ async fn readback(gpu: &Gpu, effort: &Effort) -> Result<BytesPerSec> {
 }
 
 /// An empty submission and the wait for it.
-fn round_trip(gpu: &Gpu) -> Result<f64> {
-    time(|| {
+async fn round_trip(gpu: &Gpu) -> Result<f64> {
+    let begin = Instant::now();
+    for _ in 0..N_ROUND_TRIPS {
         submit_nothing(gpu);
-        gpu.wait(None)
-    })
+        done(gpu).await?;
+    }
+    Ok((begin.elapsed().as_secs_f64() / f64::from(N_ROUND_TRIPS)).max(LEAST_SECS))
 }
 
 /// One of many empty submissions; the wait for them does not count.
-fn submission(gpu: &Gpu) -> Result<f64> {
-    let secs = time(|| {
-        (0..N_SUBMISSIONS).for_each(|_| submit_nothing(gpu));
-        Ok(())
-    })?;
-    gpu.wait(None)?;
-    Ok(secs / f64::from(N_SUBMISSIONS))
+async fn submission(gpu: &Gpu) -> Result<f64> {
+    let begin = Instant::now();
+    (0..N_SUBMISSIONS).for_each(|_| submit_nothing(gpu));
+    let secs = begin.elapsed().as_secs_f64();
+    done(gpu).await?;
+    Ok((secs / f64::from(N_SUBMISSIONS)).max(LEAST_SECS))
 }
 
 fn submit_nothing(gpu: &Gpu) {
@@ -250,14 +293,21 @@ impl<'a> Bench<'a> {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         [&bench.pool, &bench.input, &bench.output].into_iter().for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
         gpu.queue.submit([encoder.finish()]);
-        gpu.wait(None)?;
+        done(gpu).await?;
         Ok(bench)
     }
 
-    /// Compiles the products in `dtypes`; the median of the seconds that each took.
-    fn compile(&self, dtypes: &[DType]) -> Result<f64> {
-        let secs = products::variants(dtypes).map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
-        Ok(middle(secs.collect::<Result<_>>()?))
+    /// Compiles the products in `dtypes`; the median of the seconds that each took. A browser compiles elsewhere, and is done with it
+    /// when the kernel has run.
+    async fn compile(&mut self, dtypes: &[DType]) -> Result<f64> {
+        let mut secs = Vec::new();
+        for params in products::variants(dtypes) {
+            secs.push(match platform::MAY_BLOCK {
+                true => time(|| self.dispatch(&params, None, 0).map(drop))?,
+                false => self.run(&params, 1).await?,
+            });
+        }
+        Ok(middle(secs))
     }
 
     /// The dispatch of a product in this variant, or in the one that the kernels choose.
@@ -277,24 +327,33 @@ impl<'a> Bench<'a> {
     }
 
     /// Seconds of `repeats` products in one submission, as the engine records and runs them: each waits for the one before.
-    fn run(&mut self, params: &matmul::Params, repeats: usize) -> Result<f64> {
-        self.run_as(params, None, repeats)
+    async fn run(&mut self, params: &matmul::Params, repeats: usize) -> Result<f64> {
+        let begin = self.submit(params, None, repeats)?;
+        done(self.gpu).await?;
+        Ok(begin.elapsed().as_secs_f64().max(LEAST_SECS))
     }
 
-    fn run_as(&mut self, params: &matmul::Params, variant: Option<MatMulVariant>, repeats: usize) -> Result<f64> {
+    /// Seconds of a product in this variant, waited for in the driver.
+    fn try_variant(&mut self, params: &matmul::Params, variant: MatMulVariant) -> Result<f64> {
+        let begin = self.submit(params, Some(variant), 1)?;
+        self.gpu.wait(None)?;
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    /// Submits `repeats` products; when that began.
+    fn submit(&mut self, params: &matmul::Params, variant: Option<MatMulVariant>, repeats: usize) -> Result<Instant> {
         self.params.clear();
         let offset = self.params.push(self.gpu, params)?;
         self.params.upload(self.gpu);
         let stride = Bytes(weight_bytes(params)).align_up(WEIGHT_ALIGNMENT).0;
         let n_places = (self.pool.size() / stride).clamp(1, MAX_PLACES.min(repeats as u64));
         let dispatches = (0..n_places).map(|place| self.dispatch(params, variant, place * stride)).collect::<Result<Vec<_>>>()?;
-        time(|| {
-            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            dispatches.iter().cycle().take(repeats).for_each(|dispatch| dispatch.encode(&mut pass, offset));
-            drop(pass);
-            self.gpu.queue.submit([encoder.finish()]);
-            self.gpu.wait(None)
-        })
+        let begin = Instant::now();
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        dispatches.iter().cycle().take(repeats).for_each(|dispatch| dispatch.encode(&mut pass, offset));
+        drop(pass);
+        self.gpu.queue.submit([encoder.finish()]);
+        Ok(begin)
     }
 }

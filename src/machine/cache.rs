@@ -1,13 +1,16 @@
-//! Measured rates, kept in one file for all devices of this user. A cache: what cannot be read is measured again.
+//! Measured rates, kept in one file for all devices of this user, or by the page in a browser. A cache: what cannot be read is measured
+//! again.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Aspect, Rates, Sample};
 use crate::platform;
 use crate::units::Bytes;
+
+/// What the file is called.
+pub const RATES_FILE: &str = "rates.json";
 
 /// Version of the file's format, of what its figures mean, and of the kernels that they were measured with. With a file of another
 /// version, everything is measured again.
@@ -34,6 +37,12 @@ impl Default for File {
 const REFUTED_AGE: u64 = 3600;
 
 impl File {
+    /// Reads a file; an empty one in place of what is no file of this version.
+    fn parse(bytes: &[u8]) -> File {
+        let file = serde_json::from_slice(bytes).ok();
+        file.filter(|file: &File| file.version == VERSION).unwrap_or_default()
+    }
+
     /// Whether that changed anything. The sample's own time says how old the measurement is.
     fn correct(&mut self, key: &str, aspect: Aspect, sample: Sample, measured_at: Option<u64>) -> bool {
         let Some(rates) = self.rates.get_mut(key).filter(|rates| rates.measured_at == measured_at) else { return false };
@@ -50,7 +59,7 @@ impl File {
 
 /// The rates that were measured of the device that `key` names.
 pub(super) fn find(key: &str) -> Option<Rates> {
-    read(&path()?).rates.remove(key)
+    read().rates.remove(key)
 }
 
 /// Keeps `rates`, dated now where they have no date, for later plans. A cache that cannot be written is no error.
@@ -63,16 +72,15 @@ pub(super) fn keep(key: String, mut rates: Rates) -> Rates {
 /// Counts what a run showed of the device that `key` names, whose rates were measured at `measured_at`; others measured since are
 /// another matter.
 pub(super) fn correct(key: &str, aspect: Aspect, sample: Sample, measured_at: Option<u64>) {
-    let Some(path) = path() else { return };
-    let mut file = read(&path);
+    let mut file = read();
     if file.correct(key, aspect, sample, measured_at) {
-        write(&path, &file);
+        write(&file);
     }
 }
 
 /// The memory that the adapter that `key` names gave.
 pub(super) fn find_memory(key: &str) -> Option<Bytes> {
-    read(&path()?).memory.remove(key)
+    read().memory.remove(key)
 }
 
 /// Keeps how much memory an adapter gave.
@@ -80,25 +88,19 @@ pub(super) fn keep_memory(key: String, size: Bytes) {
     change(|file| file.memory.extend([(key, size)]));
 }
 
-fn path() -> Option<PathBuf> {
-    Some(platform::cache_folder()?.join("rates.json"))
-}
-
-fn read(path: &Path) -> File {
-    let file = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    file.filter(|file: &File| file.version == VERSION).unwrap_or_default()
+fn read() -> File {
+    platform::kept(RATES_FILE).map_or_else(File::default, |bytes| File::parse(&bytes))
 }
 
 fn change(change: impl FnOnce(&mut File)) {
-    let Some(path) = path() else { return };
-    let mut file = read(&path);
+    let mut file = read();
     change(&mut file);
-    write(&path, &file);
+    write(&file);
 }
 
-fn write(path: &Path, file: &File) {
+fn write(file: &File) {
     let text = serde_json::to_vec_pretty(file).map_err(|error| error.to_string());
-    let written = text.and_then(|text| platform::write_with_folder(path, &text).map_err(|error| error.to_string()));
+    let written = text.and_then(|text| platform::keep(RATES_FILE, &text).map_err(|error| error.to_string()));
     if let Err(error) = written {
         tracing::debug!("the measured rates were not kept: {error}");
     }
@@ -133,22 +135,17 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_kept_and_other_versions_are_not_believed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rates.json");
-        assert!(read(&path).rates.is_empty());
+    fn rates_are_read_again_and_other_versions_are_not_believed() {
         let rates = Rates { disk_read: Some(BytesPerSec(3e9)), ..Rates::default() };
         let kept = BTreeMap::from([("disk".to_owned(), rates)]);
-        write(&path, &File { rates: kept.clone(), ..File::default() });
-        assert_eq!(read(&path).rates, kept);
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = serde_json::to_string_pretty(&File { rates: kept.clone(), ..File::default() }).unwrap();
+        assert_eq!(File::parse(text.as_bytes()).rates, kept);
         for broken in [
             text.replace(&format!("\"version\": {VERSION}"), "\"version\": 1"),
             text[..text.len() / 2].to_owned(),
             "{\"disk\": {}}".to_owned(),
         ] {
-            std::fs::write(&path, &broken).unwrap();
-            assert!(read(&path).rates.is_empty(), "{broken}");
+            assert!(File::parse(broken.as_bytes()).rates.is_empty(), "{broken}");
         }
     }
 }

@@ -23,13 +23,12 @@ pub(super) struct Effort {
 }
 
 impl Effort {
-    /// The effort of `measure`; `None` where nothing may be measured, or cannot be: every probe waits for what it measures.
+    /// The effort of `measure`; `None` where nothing may be measured.
     pub(super) fn of(measure: Measure) -> Option<Effort> {
-        if !platform::MAY_BLOCK {
-            return None;
-        }
         let (secs_per_run, disk_secs, n_runs, secs) = match measure {
             Measure::Never => return None,
+            // Somebody waits for the page, and clocks of browsers are coarse.
+            Measure::Quick if !platform::MAY_BLOCK => (0.01, 0.0, 3, 0.3),
             Measure::Quick => (0.005, 0.25, 5, 0.8),
             Measure::Full | Measure::Tune => (0.03, 1.5, 9, 8.0),
         };
@@ -73,6 +72,16 @@ impl Effort {
         done
     }
 
+    /// As [`Effort::beside`], of work that is awaited. In a browser, where somebody waits for all of it, it does take time away.
+    pub(super) async fn beside_awaited<T>(&self, work: impl Future<Output = T>) -> T {
+        let begin = Instant::now();
+        let done = work.await;
+        if platform::MAY_BLOCK {
+            self.deadline.set(self.deadline.get() + begin.elapsed());
+        }
+        done
+    }
+
     /// The least of what `run` returns, over all runs, since other work on the machine can only add time. Past the deadline there
     /// is one run only: a slow machine is measured less precisely, but completely.
     pub(super) fn best(&self, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
@@ -90,6 +99,11 @@ impl Effort {
             (best, done) = (best.min(run().await?), done + 1);
         }
         Ok(best)
+    }
+
+    /// Whether a single run is to do for each figure that is left, without one beside: in a browser, once all the time is spent.
+    pub(super) fn is_hurried(&self) -> bool {
+        !platform::MAY_BLOCK && self.is_over()
     }
 
     /// Whether all the time is spent.

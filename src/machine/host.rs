@@ -6,10 +6,13 @@ use crate::device::Rates;
 use crate::dtype::DType;
 use crate::host::simd::simd;
 use crate::host::{self, Input};
+use crate::kernels::matmul::Params;
+use crate::platform;
 use crate::units::{Bytes, BytesPerSec};
 
-/// What the products of a run read in turn: more than the last cache holds of most processors.
-const POOL: Bytes = Bytes::mib(64);
+/// What the products of a run read in turn: more than the last cache holds of most processors. A tab gives back no memory that it once
+/// took, and its one thread computes for longer than it waits for memory.
+const POOL: Bytes = if platform::MAY_BLOCK { Bytes::mib(64) } else { Bytes::mib(16) };
 /// The least that holds the smallest of the products that are measured in every dtype, twice.
 const LEAST_POOL: Bytes = Bytes::mib(8);
 
@@ -24,8 +27,15 @@ fn measured_as(dtype: DType) -> DType {
     }
 }
 
-/// Measures copies and products, in no more than half of the memory that is `free`; nothing where that does not do.
-pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
+/// The dtypes whose products are measured for a model in `of_model`: all, but in a browser, where every measurement makes somebody wait.
+pub(super) fn dtypes_for(of_model: &[DType]) -> Vec<DType> {
+    let is_asked_for = |dtype: &DType| *dtype == DType::F32 || of_model.iter().any(|asked| measured_as(*asked) == *dtype);
+    let all = DType::ALL.into_iter().filter(|dtype| measured_as(*dtype) == *dtype);
+    all.filter(|dtype| platform::MAY_BLOCK || is_asked_for(dtype)).collect()
+}
+
+/// Measures copies, and products in `dtypes`, in no more than half of the memory that is `free`; nothing where that does not do.
+pub(super) async fn measure(effort: &Effort, dtypes: &[DType], free: Bytes) -> Rates {
     let pool_bytes = POOL.min(Bytes(free.0 / 2));
     let mut pool = Vec::new();
     if pool_bytes < LEAST_POOL || pool.try_reserve_exact(pool_bytes.0 as usize).is_err() {
@@ -45,8 +55,7 @@ pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
     // As long as the largest product so far needs them.
     let (mut input, mut output) = (Vec::new(), Vec::new());
     let mut prepared = Input::default();
-    let dtypes: Vec<DType> = DType::ALL.into_iter().filter(|dtype| measured_as(*dtype) == *dtype).collect();
-    let rates = products::measure(effort, &dtypes, products::SMALL_ON_HOST, Bytes(pool_bytes.0 / 2), |params, repeats| {
+    let rates = products::measure(effort, dtypes, products::SMALL_ON_HOST, Bytes(pool_bytes.0 / 2), async |params: &Params, repeats| {
         let len = weight_bytes(params) as usize;
         let places = pool.len() / len;
         let (n_in, n_out) = ((params.n_tokens * params.n_columns) as usize, (params.n_tokens * params.n_rows) as usize);
@@ -64,7 +73,7 @@ pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
             })
         })
     });
-    let mut rates = rates.unwrap_or_default(); // The host's products cannot fail.
+    let mut rates = rates.await.unwrap_or_default(); // The host's products cannot fail.
     for dtype in DType::ALL {
         let (matvec, matmul) = (rates.matvec.get(&measured_as(dtype)).copied(), rates.matmul.get(&measured_as(dtype)).copied());
         rates.matvec.extend(matvec.map(|rate| (dtype, rate)));
@@ -77,14 +86,19 @@ pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
 mod tests {
     use super::*;
     use crate::machine::Measure;
+    use crate::platform::block_on;
 
     #[test]
     fn the_host_is_measured_whole() {
         // A machine, and the least that does.
         for free in [Bytes::gib(1), Bytes(LEAST_POOL.0 * 2)] {
-            check(&measure(&Effort::of(Measure::Quick).unwrap(), free));
+            check(&measure_all(free));
         }
-        assert!(measure(&Effort::of(Measure::Quick).unwrap(), Bytes(LEAST_POOL.0 * 2 - 2)).is_empty());
+        assert!(measure_all(Bytes(LEAST_POOL.0 * 2 - 2)).is_empty());
+    }
+
+    fn measure_all(free: Bytes) -> Rates {
+        block_on(measure(&Effort::of(Measure::Quick).unwrap(), &dtypes_for(&[]), free))
     }
 
     fn check(rates: &Rates) {

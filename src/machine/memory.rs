@@ -11,9 +11,9 @@ const STEP: Bytes = Bytes::mib(256);
 const MOST: Bytes = Bytes::gib(64);
 
 /// Whether trial allocations find out more than the driver says: not where the driver reports, and never on a software adapter, which would take the
-/// host's memory until the system fails.
+/// host's memory until the system fails, and not in a browser, which gives memory that is not there.
 pub(super) fn is_worth_trying(found: &AdapterFound) -> bool {
-    !found.reports_memory() && found.spec.kind != Some(AdapterKind::Software)
+    platform::MAY_BLOCK && !found.reports_memory() && found.spec.kind != Some(AdapterKind::Software)
 }
 
 /// The bytes that the driver gives in buffers, which are given back. Of memory that is the host's, no more than half of what

@@ -22,6 +22,7 @@ use crate::gpu::{self, AdapterFound};
 use crate::platform::{self, HostMemory};
 use crate::units::Bytes;
 use busy::Watch;
+pub use cache::RATES_FILE;
 pub use devices_file::{DevicesFile, parse_devices, read_devices_file};
 use effort::Effort;
 pub use report::{AdapterReport, adapter_reports};
@@ -35,7 +36,8 @@ pub enum Measure {
     /// Only what was measured before.
     Never,
     /// What was measured before, else measured now: about two seconds for an adapter besides what compiling its kernels takes, and
-    /// half of one for the host and the disk. Of an adapter's products, those in the dtypes that are asked for.
+    /// half of one for the host and the disk. Of an adapter's products, those in the dtypes that are asked for. In a browser, half a
+    /// second for each beside compiling, without the disk, and of the host too those dtypes alone.
     Quick,
     /// Measured now, even where rates are known: some seconds for each device.
     Full,
@@ -65,7 +67,7 @@ pub async fn list(measure: Measure) -> Result<DevicesFile> {
         found.features.insert(adapter.spec.device, adapter.features);
         found.devices.push(adapter.spec);
     }
-    found.devices.push(DeviceSpec { rates: host_rates(measure), ..host_spec() });
+    found.devices.push(DeviceSpec { rates: host_rates(measure, &DType::ALL).await, ..host_spec() });
     found.devices.push(DeviceSpec { rates: disk_rates(None, measure)?, ..disk_spec() });
     Ok(found)
 }
@@ -122,7 +124,7 @@ pub fn host_spec() -> DeviceSpec {
         capacity: Some(Bytes((available.0 as f64 * HOST_SHARE) as u64)),
         capacity_source: format!("80 % of the {available} that are free, of {total}"),
         limits: None,
-        rates: host_rates(Measure::Never),
+        rates: host_rates_of(known(&host_key(), Measure::Never)),
     }
 }
 
@@ -156,9 +158,7 @@ fn disk_with(rates: Rates) -> DeviceSpec {
 pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) -> Result<Rates> {
     let key = key_of(found);
     let Known { known, before } = known(&key, measure);
-    let is_new = |dtype: &DType| known.as_ref().is_none_or(|known| !known.matvec.contains_key(dtype));
-    let is_asked_for = |dtype: &DType| *dtype == DType::F32 || dtypes.iter().any(|asked| asked.measured_as() == *dtype);
-    let new: Vec<DType> = DType::measured().filter(is_asked_for).filter(is_new).collect();
+    let new = new_of_adapter(known.as_ref(), dtypes);
     match (known, Effort::of(measure)) {
         (None, Some(effort)) => {
             let watch = Watch::start();
@@ -178,24 +178,57 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) 
     }
 }
 
+/// Whether [`rates_of`] would measure: rates of the adapter are not known that are asked for.
+pub fn is_to_be_measured(found: &AdapterFound, measure: Measure, dtypes: &[DType]) -> bool {
+    let Known { known, .. } = known(&key_of(found), measure);
+    let lacks = |known: &Rates, effort| adapter::lacks_variants(found, effort, dtypes, &known.variants);
+    let is_due = |effort| known.as_ref().is_none_or(|known| !new_of_adapter(Some(known), dtypes).is_empty() || lacks(known, effort));
+    Effort::of(measure).as_ref().is_some_and(is_due)
+}
+
+/// What an adapter is measured in for `dtypes`, beside what is `known` of it.
+fn new_of_adapter(known: Option<&Rates>, dtypes: &[DType]) -> Vec<DType> {
+    let is_asked_for = |dtype: &DType| *dtype == DType::F32 || dtypes.iter().any(|asked| asked.measured_as() == *dtype);
+    without_known(known, DType::measured().filter(is_asked_for))
+}
+
+/// Those of `dtypes` that no product was measured in.
+fn without_known(known: Option<&Rates>, dtypes: impl IntoIterator<Item = DType>) -> Vec<DType> {
+    let is_new = |dtype: &DType| known.is_none_or(|known| !known.matvec.contains_key(dtype));
+    dtypes.into_iter().filter(is_new).collect()
+}
+
 /// Rates that are assumed of a device that is reached in an unusual way, which plans cannot know.
 fn assumed_here(device: Device, kind: Option<AdapterKind>) -> Rates {
     if platform::MAY_BLOCK { Rates::default() } else { Rates::assumed_in_browser(device, kind) }
 }
 
-/// The rates of the host's copies and products, kept per processor and number of threads that compute.
-pub fn host_rates(measure: Measure) -> Rates {
+/// The rates of the host's copies and products, kept per processor and number of threads that compute: products in every dtype, but in a
+/// browser in `dtypes`.
+pub async fn host_rates(measure: Measure, dtypes: &[DType]) -> Rates {
     let key = host_key();
-    let Known { known, before } = known(&key, measure);
-    match (known, Effort::of(measure)) {
-        (None, Some(effort)) => {
-            let watch = Watch::start();
-            let rates = host::measure(&effort, platform::host_memory().available);
-            // What could not be measured is tried again by the next run.
-            if rates.is_empty() { before.unwrap_or_default() } else { cache::keep(key, watch.end(rates, before)) }
-        }
-        (known, _) => known.or(before).unwrap_or_default().or(&assumed_here(Device::Cpu, None)),
+    let found = known(&key, measure);
+    let new = without_known(found.known.as_ref(), host::dtypes_for(dtypes));
+    let Some(effort) = Effort::of(measure).filter(|_| !new.is_empty()) else { return host_rates_of(found) };
+    let watch = Watch::start();
+    let rates = host::measure(&effort, &new, platform::host_memory().available).await;
+    match found {
+        // What could not be measured is tried again by the next run.
+        found if rates.is_empty() => host_rates_of(found),
+        Known { known: None, before } => cache::keep(key, watch.end(rates, before)),
+        Known { known: Some(known), .. } => cache::keep(key, known.with_products(rates)),
     }
+}
+
+/// Whether [`host_rates`] would measure.
+pub fn is_host_to_be_measured(measure: Measure, dtypes: &[DType]) -> bool {
+    let found = known(&host_key(), measure);
+    measure != Measure::Never && !without_known(found.known.as_ref(), host::dtypes_for(dtypes)).is_empty()
+}
+
+/// The host's rates that are known, or assumed here.
+fn host_rates_of(Known { known, before }: Known) -> Rates {
+    known.or(before).unwrap_or_default().or(&assumed_here(Device::Cpu, None))
 }
 
 /// How fast the disk of `model` is read, kept per file system: `model` is a file, or a folder whose largest file is read.
@@ -207,7 +240,8 @@ pub fn disk_rates(model: Option<&Path>, measure: Measure) -> Result<Rates> {
     let subject = disk::subject(model);
     let key = disk_key(&subject);
     let Known { known, before } = known(&key, measure);
-    match (known, Effort::of(measure)) {
+    // A browser's storage is read by whoever opens the model.
+    match (known, Effort::of(measure).filter(|_| platform::MAY_BLOCK)) {
         (None, Some(effort)) => {
             let watch = Watch::start();
             let rates = disk::measure(&subject, &effort)?;

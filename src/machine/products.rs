@@ -5,6 +5,7 @@ use crate::device::Rates;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::matmul::Params;
+use crate::platform;
 use crate::units::{Bytes, BytesPerSec};
 
 /// A product so small that its time is the fixed cost of any, on an adapter.
@@ -14,7 +15,10 @@ pub(super) const SMALL_ON_HOST: [u32; 3] = [512, 512, 1];
 /// Matrix × vector, each about four times as large as the one before, up to the feed-forward matrices of large models.
 const VECTORS: [[u32; 3]; 4] = [[1024, 1024, 1], [2048, 2048, 1], [4096, 4096, 1], [14_336, 4096, 1]];
 /// Matrix × matrix with the tokens of a prompt, each about eight times as much work as the one before.
-const TOKENS: [[u32; 3]; 4] = [[512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
+const TOKENS: &[[u32; 3]] = if platform::MAY_BLOCK { FROM_MIDDLE } else { FROM_SMALL };
+const FROM_MIDDLE: &[[u32; 3]] = &[[512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
+/// With one that a software adapter has soon done: in a browser somebody waits.
+const FROM_SMALL: &[[u32; 3]] = &[[128, 512, 64], [512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
 /// No product of the above has more values in its input, nor in its output.
 pub(super) const MOST_VALUES: usize = 4096 * 512;
 /// Most products in one run.
@@ -23,26 +27,27 @@ const MAX_REPEATS: usize = 4096;
 /// Measures `matvec`, `matmul` and `dispatch_secs` of products in `dtypes`, of which there is at least one; the fixed cost by products
 /// of the `smallest` shape. `run` computes so many products of this shape, each with another matrix where there is room, and returns
 /// the seconds that they took; no matrix is larger than `largest`.
-pub(super) fn measure(
+pub(super) async fn measure(
     effort: &Effort,
     dtypes: &[DType],
     smallest: [u32; 3],
     largest: Bytes,
-    mut run: impl FnMut(&Params, usize) -> Result<f64>,
+    mut run: impl AsyncFnMut(&Params, usize) -> Result<f64>,
 ) -> Result<Rates> {
     let mut fixed = Vec::new();
     let mut rates = Rates::default();
     for &dtype in dtypes {
         let small = params(dtype, smallest);
-        let large = climb(effort, dtype, &VECTORS, largest, &mut run)?;
-        let line = Line::through([&small, &large], [secs_of_one(effort, &small, &mut run)?, secs_of_one(effort, &large, &mut run)?]);
+        let large = climb(effort, dtype, &VECTORS, largest, &mut run).await?;
+        let secs = [secs_of_one(effort, &small, &mut run).await?, secs_of_one(effort, &large, &mut run).await?];
+        let line = Line::through([&small, &large], secs);
         rates.matvec.insert(dtype, line.rate);
         fixed.push(line.fixed_secs);
     }
     let dispatch_secs = middle(fixed);
     for &dtype in dtypes {
-        let large = climb(effort, dtype, &TOKENS, largest, &mut run)?;
-        let secs = secs_of_one(effort, &large, &mut run)?;
+        let large = climb(effort, dtype, TOKENS, largest, &mut run).await?;
+        let secs = secs_of_one(effort, &large, &mut run).await?;
         // The fixed cost is known less well than the whole: it never takes more than half away.
         rates.matmul.insert(dtype, operations(&large) / (secs - dispatch_secs).max(secs / 2.0));
     }
@@ -70,21 +75,21 @@ impl Line {
 }
 
 /// The largest shape of `ladder` that a run has time for, and whose matrix has room; the first one always.
-fn climb(
+async fn climb(
     effort: &Effort,
     dtype: DType,
     ladder: &[[u32; 3]],
     largest: Bytes,
-    run: &mut impl FnMut(&Params, usize) -> Result<f64>,
+    run: &mut impl AsyncFnMut(&Params, usize) -> Result<f64>,
 ) -> Result<Params> {
     let mut chosen = params(dtype, ladder[0]);
     for pair in ladder.windows(2) {
         let next = params(dtype, pair[1]);
-        if weight_bytes(&next) > largest.0 {
+        if weight_bytes(&next) > largest.0 || effort.is_hurried() {
             break;
         }
-        effort.beside(|| run(&chosen, 1))?;
-        if run(&chosen, 1)? * operations(&next) / operations(&chosen) > effort.secs_per_run {
+        effort.beside_awaited(run(&chosen, 1)).await?;
+        if run(&chosen, 1).await? * operations(&next) / operations(&chosen) > effort.secs_per_run {
             break;
         }
         chosen = next;
@@ -93,17 +98,20 @@ fn climb(
 }
 
 /// Seconds of one of many products: their number grows until a run takes its time.
-fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl FnMut(&Params, usize) -> Result<f64>) -> Result<f64> {
+async fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl AsyncFnMut(&Params, usize) -> Result<f64>) -> Result<f64> {
+    if effort.is_hurried() {
+        return run(params, 1).await;
+    }
     // The first run compiles and touches memory.
-    effort.beside(|| run(params, 1))?;
+    effort.beside_awaited(run(params, 1)).await?;
     let mut repeats = 1;
-    let mut secs = run(params, repeats)?;
+    let mut secs = run(params, repeats).await?;
     while secs < effort.secs_per_run * 0.8 && repeats < MAX_REPEATS {
         let growth = (effort.secs_per_run / secs).clamp(1.5, 16.0);
         repeats = ((repeats as f64 * growth).ceil() as usize).min(MAX_REPEATS);
-        secs = run(params, repeats)?;
+        secs = run(params, repeats).await?;
     }
-    Ok(effort.best(|| run(params, repeats))? / repeats as f64)
+    Ok(effort.best_awaited(async || run(params, repeats).await).await? / repeats as f64)
 }
 
 /// With rows of whole blocks.
@@ -130,6 +138,7 @@ pub(super) fn variants(dtypes: &[DType]) -> impl Iterator<Item = Params> {
 mod tests {
     use super::*;
     use crate::machine::Measure;
+    use crate::platform::block_on;
 
     /// A device with a fixed cost and a rate, which takes no time to measure.
     fn simulate(fixed_secs: f64, bytes_per_sec: f64, flops: f64) -> Rates {
@@ -138,7 +147,8 @@ mod tests {
             1 => fixed_secs + weight_bytes(params) as f64 / bytes_per_sec,
             _ => fixed_secs + operations(params) / flops,
         };
-        measure(&effort, &DType::ALL, SMALL, Bytes::mib(128), |params, repeats| Ok(one(params) * repeats as f64)).unwrap()
+        let measured = measure(&effort, &DType::ALL, SMALL, Bytes::mib(128), async |params, repeats| Ok(one(params) * repeats as f64));
+        block_on(measured).unwrap()
     }
 
     #[test]
@@ -155,7 +165,7 @@ mod tests {
 
     #[test]
     fn no_shape_leaves_the_buffers() {
-        for [n_rows, n_columns, n_tokens] in [SMALL].iter().chain(&VECTORS).chain(&TOKENS) {
+        for [n_rows, n_columns, n_tokens] in [SMALL].iter().chain(&VECTORS).chain(FROM_MIDDLE).chain(FROM_SMALL) {
             assert!(n_rows.max(n_columns) * n_tokens <= MOST_VALUES as u32);
         }
     }

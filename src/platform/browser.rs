@@ -1,7 +1,9 @@
 //! The host as a browser's worker sees it: next to nothing is known of it, and there are neither folders nor threads.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::HostMemory;
 use crate::error::{Error, Result};
@@ -32,9 +34,26 @@ pub fn n_threads() -> usize {
 /// There is no folder.
 pub fn choose_cache_folder(_folder: PathBuf) {}
 
-/// There is no folder; the page may keep the rates that it is given.
+/// There is no folder.
 pub fn cache_folder() -> Option<PathBuf> {
     None
+}
+
+/// What is kept by its name: as long as the worker runs, and for longer where the page stores it.
+static KEPT: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+
+/// What was kept as `name`.
+pub fn kept(name: &str) -> Option<Vec<u8>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+}
+
+/// Keeps `bytes` as `name`.
+///
+/// # Errors
+/// None.
+pub fn keep(name: &str, bytes: &[u8]) -> Result<()> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), bytes.to_vec());
+    Ok(())
 }
 
 /// There is no folder.

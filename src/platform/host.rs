@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 pub use super::write::{Checked, ScratchFile, is_same_file, write_atomically, write_atomically_by, write_with_folder};
 use super::{HostMemory, cgroup, process_limits};
+use crate::error::Result;
 use crate::units::Bytes;
 
 /// Threads can be started, and one may wait for what others do.
@@ -58,6 +59,19 @@ pub fn cache_folder() -> Option<PathBuf> {
         Some(folder) if !folder.is_empty() => Some(folder.into()),
         _ => Some(dirs::cache_dir()?.join("tierflow")),
     }
+}
+
+/// What was kept in the [`cache_folder`] as `name`.
+pub fn kept(name: &str) -> Option<Vec<u8>> {
+    std::fs::read(cache_folder()?.join(name)).ok()
+}
+
+/// Keeps `bytes` in the [`cache_folder`] as `name`; nothing happens where there is none.
+///
+/// # Errors
+/// Those of [`write_with_folder`].
+pub fn keep(name: &str, bytes: &[u8]) -> Result<()> {
+    cache_folder().map_or(Ok(()), |folder| write_with_folder(&folder.join(name), bytes))
 }
 
 /// The folder for files that must last: `tierflow` in the user's folder for state, or for data where the system has none.

@@ -164,7 +164,7 @@ export class PlanView {
     const source = this.#source;
     if (!source) return;
     try {
-      const planned = await this.#engine.plan(source, this.options, this.#devicesText);
+      const planned = await this.#engine.plan(source, { ...this.options, onProgress: tellMeasuring }, this.#devicesText);
       // Another model may have been chosen meanwhile, or none.
       if (source !== this.#source) return;
       this.#planned = planned;
@@ -174,6 +174,7 @@ export class PlanView {
       this.#planned = null;
       showError(byId('plan-error'), error, this.#remedies(error));
     }
+    byId('model-said').textContent = '';
     byId('planned').hidden = !this.#planned;
     if (this.#planned) this.#draw();
     this.#onPlan(this.#planned);
@@ -239,6 +240,11 @@ export class PlanView {
       said.textContent = 'Marked: copy it with your keyboard';
     }
   }
+}
+
+/** Says that this machine is measured; what is said next takes its place. */
+function tellMeasuring() {
+  byId('model-said').textContent = 'Measuring this machine…';
 }
 
 /** What takes most of a forward's time, and how long. */

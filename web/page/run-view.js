@@ -187,6 +187,7 @@ export class RunView {
   }
 
   #progress({ stage, done, total }, begin) {
+    if (stage === 'measure') return (byId('progress-text').textContent = 'Measuring this machine…');
     const verb = stage === 'download' ? 'Downloading' : 'Loading';
     if (total) byId('bar').value = done / total;
     else byId('bar').removeAttribute('value');

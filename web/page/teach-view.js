@@ -79,6 +79,7 @@ export class TeachView {
   }
 
   #progress({ stage, done, total, n_steps, ...size }) {
+    if (stage === 'measure') return this.#say('Measuring this machine…');
     if (stage !== 'train') return this.#say(`${stage === 'download' ? 'Downloading' : 'Loading'}: ${bytes(done)}${total ? ` of ${bytes(total)}` : ''}`);
     this.#begin = { n_steps, ...size };
     const left = size.n_too_long > 0 ? `; ${size.n_too_long} longer ones are left out` : '';

@@ -31,6 +31,11 @@ export interface PlanOptions {
   embeddings?: boolean;
   /** Whether experts that do not fit pass through a cache; `auto`, by default, where that is predicted to be the fastest. */
   expert_cache?: 'auto' | 'on' | 'off';
+  /**
+   * Whether devices that were never measured are measured first, in about a second, and their rates kept for later visits; by default
+   * they are. With `false`, typical rates stand for what is not known.
+   */
+  measure?: boolean;
   /** Who computes with experts that are not in the cache: both in shares that end together (`auto`), the adapter, or the host. */
   expert_misses?: 'auto' | 'upload' | 'host';
 }
@@ -98,7 +103,8 @@ export interface Prediction {
   devices: { device: DeviceName; compute_secs: number; upload_secs: number; streamed_bytes: number }[];
   fetch_secs: number;
   fetched_bytes: number;
-  rates: string;
+  /** Whether the rates that it rests on were measured: `measured`, `partly_assumed` or `assumed`. */
+  rates: 'measured' | 'partly_assumed' | 'assumed';
 }
 
 export interface Forecast {
@@ -117,8 +123,8 @@ export interface Planned {
 }
 
 export interface Progress {
-  /** `download`: into the browser's storage. `load`: onto the devices. */
-  stage: 'download' | 'load';
+  /** `measure`: this machine is measured, once. `download`: into the browser's storage. `load`: onto the devices. */
+  stage: 'measure' | 'download' | 'load';
   done: number;
   /** Bytes; `null` where a server does not send it. */
   total: number | null;
@@ -144,6 +150,7 @@ export type TrainingRecord = { messages: ChatMessage[] } | { prompt: string; com
 export interface TrainOptions extends Stoppable {
   device?: string;
   max_memory?: Record<DeviceName, number>;
+  measure?: boolean;
   /** Times to go through the records; 1 by default. */
   epochs?: number;
   /** Steps in all, whatever `epochs` says. */
@@ -527,10 +534,11 @@ export class Engine {
     /** Asks the browser to keep models when its disk is full; `load` does, where one is to be kept. */
     persist(): Promise<boolean>;
   };
-  devices(options?: Stoppable): Promise<DeviceSpec[]>;
+  /** With `measure`, all of their rates are measured anew, in several seconds. */
+  devices(options?: Stoppable & { measure?: boolean }): Promise<DeviceSpec[]>;
   inspect(source: ModelSource, options?: Stoppable): Promise<Inspection>;
   /** `devices` is the text of a devices file; the plan is then for that machine. */
-  plan(source: ModelSource, options?: PlanOptions & Stoppable, devices?: string): Promise<Planned>;
+  plan(source: ModelSource, options?: PlanOptions & Stoppable & { onProgress?: (progress: Progress) => void }, devices?: string): Promise<Planned>;
   load(source: ModelSource, options?: LoadOptions): Promise<Loaded>;
   /** Trains a LoRA adapter in this browser; what was loaded before is given up first. */
   train(source: ModelSource, records: string | Iterable<TrainingRecord>, options?: TrainOptions): Promise<Trained>;

@@ -105,9 +105,12 @@ export class Engine {
     return this.#loaded;
   }
 
-  /** The adapters, the host and the disk of this browser. Without WebGPU there is no adapter among them. */
-  devices({ signal } = {}) {
-    return this.#call('devices', {}, { signal });
+  /**
+   * The adapters, the host and the disk of this browser. Without WebGPU there is no adapter among them.
+   * @param {{signal?: AbortSignal, measure?: boolean}} [options] with `measure`, all of their rates are measured anew
+   */
+  devices({ signal, measure = false } = {}) {
+    return this.#call('devices', { measure }, { signal });
   }
 
   /** What a model is made of, from its headers alone. */
@@ -116,12 +119,13 @@ export class Engine {
   }
 
   /**
-   * Where everything would live and how fast it should go; only headers are read.
-   * @param {object} [options] see `PlanOptions`; also `signal`
+   * Where everything would live and how fast it should go; only headers are read. What was never measured of this machine is measured
+   * first, in about a second, unless `measure` is false.
+   * @param {object} [options] see `PlanOptions`; also `signal` and `onProgress({stage})`, which is told of measuring
    * @param {string} [devices] text of a devices file: the plan is then for that machine
    */
-  async plan(source, { signal, ...options } = {}, devices = undefined) {
-    return this.#call('plan', { sources: describeSources(source), options, devices }, { signal });
+  async plan(source, { signal, onProgress, ...options } = {}, devices = undefined) {
+    return this.#call('plan', { sources: describeSources(source), options, devices }, { signal, onEvent: onProgress });
   }
 
   /**

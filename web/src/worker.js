@@ -5,6 +5,7 @@ import { InvalidArgumentError, TierflowError, abortError, toPlain } from './erro
 import { sameSources } from './describe.js';
 import { FileSource } from './sources/file.js';
 import { openHttp } from './sources/http.js';
+import { Rates } from './sources/rates.js';
 import { Store } from './sources/store.js';
 import { inTask } from './task.js';
 import * as wasm from './wasm/tierflow.js';
@@ -19,6 +20,8 @@ let opened = null;
 let running = null;
 /** The devices of this browser, once they were asked for. */
 let found = null;
+/** Where measured rates are kept, once they were asked for. */
+let kept = null;
 /** Requests that take turns wait for this one. */
 let turn = Promise.resolve();
 /** What is asked and not answered yet, by number. */
@@ -31,12 +34,19 @@ const answers = {
     await wasm.default({ module_or_path: module });
     hasStarted = true;
   },
-  devices: async () => (await findDevices()).devices,
+  async devices({ measure }) {
+    if (measure) {
+      await recallRates();
+      await wasm.devices(true);
+      await keepRates();
+    }
+    return (await findDevices()).devices;
+  },
   inspect: async ({ sources }, call) => JSON.parse((await open(sources, call)).inspect()),
   async plan({ sources, options, devices }, call) {
+    if (devices === undefined) await measure(await open(sources, call), options, call);
     await findDevices();
-    const model = await open(sources, call);
-    return JSON.parse(model.plan(JSON.stringify(options), devices));
+    return JSON.parse((await open(sources, call)).plan(JSON.stringify(options), devices));
   },
   load,
   train,
@@ -46,7 +56,9 @@ const answers = {
     const step = (told) => call.step(JSON.parse(told));
     // Also before the first part of the prompt is read.
     call.signal.addEventListener('abort', () => engine.cancel());
-    return JSON.parse(await engine.generate(JSON.stringify(request), read, step));
+    const answer = await engine.generate(JSON.stringify(request), read, step);
+    if (engine.learnt()) await keepRates();
+    return JSON.parse(answer);
   },
   async embed({ request }, call) {
     const told = (done, total) => call.step({ done, total });
@@ -82,10 +94,32 @@ async function end() {
 }
 
 /** What the browser has, asked once; without an adapter the host and the disk are left. */
-function findDevices() {
-  found ??= wasm.devices().then(JSON.parse);
+async function findDevices() {
+  await recallRates();
+  found ??= wasm.devices(false).then(JSON.parse);
   found.catch(() => (found = null));
   return found;
+}
+
+/** Measures what is not known of the devices that may compute the model, and keeps it; without, typical rates stand for it. */
+async function measure(model, options, call) {
+  await recallRates();
+  await model.measure(JSON.stringify(options), () => call.tell({ stage: 'measure', done: 0, total: null }));
+  await keepRates();
+}
+
+/** Takes the rates that an earlier visit, or another tab since, has measured. */
+async function recallRates() {
+  kept ??= Rates.open(wasm.version());
+  const rates = await (await kept).read();
+  if (rates === null) return;
+  wasm.recall(rates);
+  found = null;
+}
+
+/** Keeps the rates that are known now; the devices are asked anew where they are others. */
+async function keepRates() {
+  if (await (await kept).write(wasm.rates())) found = null;
 }
 
 /** A request in progress: whether it is still wanted, and the messages that its page gets about it. */
@@ -235,6 +269,7 @@ function takeReadError(error) {
 async function load({ sources, options, adapter }, call) {
   unload();
   const request = JSON.stringify(options);
+  await measure(await open(sources, call), options, call);
   await findDevices();
   (await open(sources, call)).plan(request, undefined);
   const { parts, model } = await fetchModel(sources, call);
@@ -257,6 +292,8 @@ async function train({ sources, options, records }, call) {
   const { parts, model } = await fetchModel(sources, call);
   let training = null;
   try {
+    const { device, max_memory, measure: isMeasured } = options;
+    await measure(model, { device, max_memory, measure: isMeasured }, call);
     training = await model.train(JSON.stringify(options), records, loading(call));
     call.signal.addEventListener('abort', () => training.cancel());
     const described = JSON.parse(training.describe());

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use js_sys::Function;
 use serde_json::{Value, json};
-use tierflow::engine::MemoryUse;
+use tierflow::engine::{MemoryUse, Observed};
+use tierflow::plan::Forwards;
 use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{ExpertStatistics, Span, Trace};
 use tierflow::text::{self, FormVocabulary, ReasoningSplitter, Segment, ToolCall, ToolSplitter, fresh_seed, new_call_id};
@@ -16,7 +17,7 @@ use wasm_bindgen::prelude::*;
 use crate::answer_of;
 use crate::embedding;
 use crate::error::{self, Result, invalid};
-use crate::prompt::{self, Pace};
+use crate::prompt::{self, Pace, Part};
 use crate::request::{Asked, Request};
 
 /// A loaded model. While it generates, its plan, trace and memory can still be asked for.
@@ -33,6 +34,9 @@ pub struct Engine {
     /// By layer what its cached experts were asked for, as JSON.
     experts: RefCell<Value>,
     pace: Cell<Pace>,
+    /// Answers so far.
+    n_answers: Cell<usize>,
+    has_learnt: Cell<bool>,
     cancelled: Arc<AtomicBool>,
     /// The vocabulary as forms of answers read it.
     forms: OnceCell<FormVocabulary>,
@@ -51,6 +55,8 @@ impl Engine {
             memory: RefCell::new(engine.memory_use()),
             experts: RefCell::new(experts_of(&engine)),
             pace: Cell::new(Pace::new(&engine.prepared().forecast)),
+            n_answers: Cell::default(),
+            has_learnt: Cell::default(),
             cancelled: Arc::default(),
             forms: OnceCell::new(),
             engine: RefCell::new(Some(engine)),
@@ -90,6 +96,11 @@ impl Engine {
         self.note(&engine);
         self.engine.replace(Some(engine));
         Ok(error::json(&embeddings?)?)
+    }
+
+    /// Whether an answer since this was asked last may have corrected the rates that are known of this machine.
+    pub fn learnt(&self) -> bool {
+        self.has_learnt.take()
     }
 
     /// Ends what is generated before its next forward.
@@ -139,10 +150,10 @@ impl Engine {
         let mut pace = self.pace.get();
         let read = prompt::read(&mut session, &prompt, &mut pace, trace, on_part).await;
         self.pace.set(pace);
-        let prompt::Read { n_known, is_whole } = read?;
+        let prompt::Read { n_known, is_whole, mut largest } = read?;
         let (mut said, mut tokens, mut first_secs, mut finish) = (Said::new(splitter, calls), Vec::new(), None, None);
         let mut prompt_secs = trace.now() - begin;
-        let mut n_read = session.tokens().len();
+        let (mut n_read, mut forward_secs) = (session.tokens().len(), 0.0);
         if is_whole {
             let (max_tokens, stop, n_logprobs) = (request.max_tokens, request.stop, request.logprobs);
             let options = GenerateOptions { max_tokens, stop, n_logprobs, ..GenerateOptions::default() };
@@ -151,9 +162,15 @@ impl Engine {
                 Some(constraint) => sampler.constrained(constraint),
                 None => sampler,
             };
+            let begin_secs = trace.now();
             let mut generation = session.generate(&prompt, sampler, options).await?;
+            largest = largest.larger(Part { n_before: n_read, n_tokens: prompt.len() - n_read, secs: trace.now() - begin_secs });
             (prompt_secs, n_read) = (trace.now() - begin, prompt.len());
-            while let Some(step) = generation.next().await? {
+            loop {
+                let begin_secs = trace.now();
+                let Some(step) = generation.next().await? else { break };
+                // The first token comes out of the prompt's own forward.
+                forward_secs += if tokens.is_empty() { 0.0 } else { trace.now() - begin_secs };
                 first_secs.get_or_insert_with(|| trace.now() - begin);
                 tokens.push(step.token);
                 self.note(generation.engine());
@@ -164,6 +181,8 @@ impl Engine {
                 }
             }
             finish = generation.finish_reason();
+            let answer = Forwards::of_answer(n_read, tokens.len().saturating_sub(1));
+            self.learn(generation.engine(), largest, answer, forward_secs);
         }
         let rest = said.finish();
         if !rest.is_null() {
@@ -186,6 +205,21 @@ impl Engine {
             "seed": seed,
             "summary": trace.summary(),
         }))
+    }
+
+    /// Corrects the rates that are known of this machine by a part of a prompt, and by the forwards of an answer, which took `secs`: by those
+    /// of the first, second, fourth, eighth, … answer. What all of a long conversation show alike need not be kept each time.
+    fn learn(&self, engine: &tierflow::Engine, part: Part, answer: Forwards, secs: f64) {
+        let n_answers = self.n_answers.get() + 1;
+        self.n_answers.set(n_answers);
+        if !n_answers.is_power_of_two() {
+            return;
+        }
+        let of_prompt = Forwards::of_prompt(part.n_before, part.n_tokens, part.n_tokens);
+        let shown = [(of_prompt, part.secs), (answer, secs)].map(|(forwards, secs)| Observed { forwards, secs, waited: None });
+        // A first prompt also waits for what compiles.
+        engine.learn(&shown[usize::from(n_answers == 1)..]);
+        self.has_learnt.set(true);
     }
 
     /// Keeps what may be asked for while the engine is busy.

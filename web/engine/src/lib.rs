@@ -6,6 +6,7 @@ mod engine;
 mod error;
 mod fields;
 mod held;
+mod log;
 mod model;
 mod options;
 mod prompt;
@@ -20,6 +21,7 @@ use tierflow::device::DeviceSpec;
 use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::KERNELS;
 use tierflow::machine::{self, DevicesFile, Measure};
+use tierflow::platform;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 
@@ -36,20 +38,41 @@ thread_local! {
     static FOUND: RefCell<Option<Vec<DeviceSpec>>> = const { RefCell::new(None) };
 }
 
-/// Says in the console what a panic has to say; wasm alone reports just `unreachable`.
+/// Says in the console what a panic has to say, where wasm alone reports just `unreachable`, and what the library warns of.
 #[wasm_bindgen(start)]
 pub fn start() {
+    // This is the first one.
+    let _ = tracing::subscriber::set_global_default(log::Console);
     std::panic::set_hook(Box::new(|panic| print_error(&format!("tierflow: {panic}"))));
 }
 
 /// This machine as the browser shows it, as JSON like that of `tierflow devices --json`: the adapter if there is one, the
-/// worker's own core, and the model's files. Plans that name no other machine are for this one.
+/// worker's own core, and the model's files; their rates as they are known, or all measured anew. Plans that name no other machine are
+/// for this one.
 #[wasm_bindgen]
-pub async fn devices() -> Result<String> {
-    let found: DevicesFile = machine::list(Measure::Never).await?;
+pub async fn devices(anew: bool) -> Result<String> {
+    let found: DevicesFile = machine::list(if anew { Measure::Full } else { Measure::Never }).await?;
     let text = json(&found)?;
     FOUND.set(Some(found.devices));
     Ok(text)
+}
+
+/// The version of the package.
+#[wasm_bindgen]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+/// The rates that are known of this machine by measurement, as a text for [`recall`]; nothing where there are none.
+#[wasm_bindgen]
+pub fn rates() -> Option<String> {
+    String::from_utf8(platform::kept(machine::RATES_FILE)?).ok()
+}
+
+/// Takes rates as known that [`rates`] told before. What is no such text counts as nothing.
+#[wasm_bindgen]
+pub fn recall(rates: &str) -> Result<()> {
+    Ok(platform::keep(machine::RATES_FILE, rates.as_bytes())?)
 }
 
 /// What the engine may compile for an adapter, as JSON: name, source, size of the params, and how each storage buffer is used. With

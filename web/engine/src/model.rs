@@ -4,13 +4,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use js_sys::Function;
+use js_sys::{Function, Promise};
 use tierflow::Error;
 use tierflow::engine::{Inspection, LoadProgress, Prepared};
 use tierflow::lora::Adapter;
 use tierflow::machine::parse_devices;
 use tierflow::model::Checkpoint;
 use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::future_to_promise;
 
 use crate::engine::Engine;
 use crate::error::{Result, invalid, json};
@@ -40,6 +41,22 @@ impl Model {
         let checkpoint = &self.checkpoint;
         let model = tierflow::model::Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
         Ok(json(&Inspection::new(checkpoint, &model))?)
+    }
+
+    /// Measures what is not known of this machine's devices that may compute the model by these options (JSON); `begins` is called before,
+    /// where there is something. What cannot be measured is warned of, and planned with typical rates.
+    /// Meanwhile the model may be given up.
+    pub fn measure(&self, options: &str, begins: Function) -> Result<Promise> {
+        let builder = options::read(options)?.builder(&self.checkpoint);
+        Ok(future_to_promise(async move {
+            // What is wrong with the options or the machine is the plan's to say.
+            if builder.unmeasured().await.is_ok_and(|devices| !devices.is_empty()) {
+                // Neither keeps anybody from planning.
+                let _ = begins.call0(&JsValue::NULL);
+                let _ = builder.devices().await;
+            }
+            Ok(JsValue::UNDEFINED)
+        }))
     }
 
     /// Where everything would live and how fast that should go: the JSON of `tierflow plan --json`, with the same in words

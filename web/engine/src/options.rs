@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use tierflow::engine::EngineBuilder;
+use tierflow::machine::Measure;
 use tierflow::model::Checkpoint;
 use tierflow::plan::{ExpertCacheRule, ExpertMissRule};
 use tierflow::{DeviceChoice, Engine, Error, KvDType, MaxMemory, PlanOptions};
@@ -21,6 +22,8 @@ pub struct Options {
     device: DeviceChoice,
     /// Bytes that may be used of a device.
     max_memory: MaxMemory,
+    /// Whether devices that were never measured are planned with typical rates.
+    no_measure: bool,
     /// Positions of the context.
     ctx_size: Option<usize>,
     /// How the KV cache stores its numbers.
@@ -41,10 +44,8 @@ pub struct Options {
 impl Options {
     fn take(fields: &mut Fields) -> Result<Options, Error> {
         let count = "a whole number";
-        let (device, max_memory) = Options::take_placement(fields)?;
+        let placement = Options::take_placement(fields)?;
         Ok(Options {
-            device,
-            max_memory,
             ctx_size: fields.take("ctx_size", count)?,
             kv_dtype: fields.take("kv_dtype", "f32, f16, q8_0 or q4_0")?.unwrap_or_default(),
             slots: fields.take("slots", count)?,
@@ -53,12 +54,17 @@ impl Options {
             expert_misses: rule(fields.take("expert_misses", "auto, upload or host")?)?,
             embeddings: fields.take("embeddings", "true or false")?.unwrap_or_default(),
             lora_scale: fields.take("lora_scale", "a number")?.unwrap_or(1.0),
+            ..placement
         })
     }
 
-    fn take_placement(fields: &mut Fields) -> Result<(DeviceChoice, MaxMemory), Error> {
-        let device = fields.take("device", "auto, gpu, gpu:0 or cpu")?.unwrap_or_default();
-        Ok((device, fields.take("max_memory", "bytes by device, as {\"gpu:0\": 268435456}")?.unwrap_or_default()))
+    fn take_placement(fields: &mut Fields) -> Result<Options, Error> {
+        Ok(Options {
+            device: fields.take("device", "auto, gpu, gpu:0 or cpu")?.unwrap_or_default(),
+            max_memory: fields.take("max_memory", "bytes by device, as {\"gpu:0\": 268435456}")?.unwrap_or_default(),
+            no_measure: !fields.take("measure", "true or false")?.unwrap_or(true),
+            ..Options::default()
+        })
     }
 
     /// A builder that asks for this.
@@ -74,7 +80,8 @@ impl Options {
             logit_rows: if self.embeddings { ROWS_PER_FORWARD } else { PlanOptions::default().logit_rows },
             ..PlanOptions::default()
         };
-        let builder = Engine::builder_of(Arc::clone(checkpoint)).device(self.device).plan_options(options);
+        let measure = if self.no_measure { Measure::Never } else { Measure::Quick };
+        let builder = Engine::builder_of(Arc::clone(checkpoint)).device(self.device).measure(measure).plan_options(options);
         if self.embeddings { builder.without_head() } else { builder }
     }
 
@@ -104,6 +111,9 @@ impl Options {
         }
         if self.expert_misses != ExpertMissRule::default() {
             words.push(format!("--expert-misses {}", self.expert_misses));
+        }
+        if self.no_measure {
+            words.push("--no-measure".to_owned());
         }
         words.join(" ")
     }
@@ -137,8 +147,8 @@ pub fn read(text: &str) -> Result<Options, Error> {
 /// As of [`read`].
 pub fn read_for_training(text: &str) -> Result<(Options, TrainingOptions), Error> {
     let mut fields = Fields::of("options", text)?;
-    let (device, max_memory) = Options::take_placement(&mut fields)?;
+    let placement = Options::take_placement(&mut fields)?;
     let training = TrainingOptions::take(&mut fields)?;
     fields.finish()?;
-    Ok((Options { device, max_memory, ..Options::default() }, training))
+    Ok((placement, training))
 }

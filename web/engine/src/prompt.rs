@@ -19,6 +19,24 @@ pub struct Read {
     pub n_known: usize,
     /// Whether only the last part is left; it was ended before otherwise.
     pub is_whole: bool,
+    /// The part with the most tokens of those that were read; nothing where there was none.
+    pub largest: Part,
+}
+
+/// A part of a prompt that was read by one forward.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Part {
+    /// Tokens before it.
+    pub n_before: usize,
+    pub n_tokens: usize,
+    pub secs: f64,
+}
+
+impl Part {
+    /// The one of both with more tokens.
+    pub fn larger(self, other: Part) -> Part {
+        if other.n_tokens > self.n_tokens { other } else { self }
+    }
 }
 
 /// How a forward's time grows with its tokens: predicted, and corrected by what was seen.
@@ -31,7 +49,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// From the plan's own predictions, which in a browser rest on what such machines usually do.
+    /// From the plan's own predictions, which may rest on what such machines usually do.
     pub fn new(forecast: &Forecast) -> Pace {
         let (one, many) = (&forecast.decode, &forecast.prefill);
         let n_more = many.workload.n_tokens.saturating_sub(one.workload.n_tokens).max(1) as f64;
@@ -41,7 +59,9 @@ impl Pace {
     /// Tokens of the next part, `most` at most.
     fn n_tokens(&self, most: usize) -> usize {
         let one_secs = self.one_secs * self.slowdown;
-        let more = ((PART_SECS.max(2.0 * one_secs) - one_secs) / (self.next_secs * self.slowdown)) as usize;
+        let more = (PART_SECS.max(2.0 * one_secs) - one_secs) / (self.next_secs * self.slowdown);
+        // Where rates say that a token more costs nothing, as many as there is room for.
+        let more = more.min(most as f64) as usize;
         // Adapters make their dispatches anew for another number of tokens.
         let n_tokens = 1usize << (more + 1).ilog2();
         n_tokens.clamp(PART_MIN, most.max(PART_MIN)).min(most)
@@ -69,20 +89,25 @@ pub async fn read(session: &mut Session<'_>, prompt: &[u32], pace: &mut Pace, tr
     // The last token is always computed: its logits are what is asked for.
     let n_known = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len().saturating_sub(1));
     session.truncate(n_known);
+    let mut largest = Part::default();
     loop {
         let n_read = session.tokens().len();
         let returned = on_part.call2(&wasm_bindgen::JsValue::NULL, &(n_read as f64).into(), &(prompt.len() as f64).into());
         if !answer_of(returned).await {
-            return Ok(Read { n_known, is_whole: false });
+            return Ok(Read { n_known, is_whole: false, largest });
         }
         let (n_part, rest) = (pace.n_tokens(most), &prompt[n_read..]);
         if rest.len() <= n_part {
-            return Ok(Read { n_known, is_whole: true });
+            return Ok(Read { n_known, is_whole: true, largest });
         }
         let begin_secs = trace.now();
         match session.append(&rest[..n_part], LogitsRequest::TopK(1)).await {
-            Ok(_) => pace.observe(n_part, trace.now() - begin_secs),
-            Err(Error::Interrupted) => return Ok(Read { n_known, is_whole: false }),
+            Ok(_) => {
+                let secs = trace.now() - begin_secs;
+                pace.observe(n_part, secs);
+                largest = largest.larger(Part { n_before: n_read, n_tokens: n_part, secs });
+            }
+            Err(Error::Interrupted) => return Ok(Read { n_known, is_whole: false, largest }),
             Err(error) => return Err(error),
         }
     }

@@ -27,9 +27,13 @@ export async function readEntry(folder) {
 }
 
 /** Replaces the journal: a reader sees the old one or the new one, or one that is not believed. */
-export async function writeEntry(folder, entry) {
-  const handle = await folder.getFileHandle(FILE, { create: true });
-  const text = JSON.stringify({ schema: SCHEMA, ...entry });
+export function writeEntry(folder, entry) {
+  return replaceFile(folder, FILE, JSON.stringify({ schema: SCHEMA, ...entry }));
+}
+
+/** Writes `text` into a file of `folder`, in place of what is there. */
+export async function replaceFile(folder, name, text) {
+  const handle = await folder.getFileHandle(name, { create: true });
   if (handle.createWritable) {
     const writable = await handle.createWritable();
     await writable.write(text);
