@@ -4,8 +4,8 @@ use crate::engine::TextFiles;
 use crate::error::{Advice, Error, Remedy, Result};
 use crate::model::Checkpoint;
 use crate::text::{
-    ChatMessage, ChatTemplate, FormError, GenerationPrompt, ModelDefaults, ReasoningFormat, ReasoningSplitter, Special, TemplateInput,
-    Tokenizer, ToolFormat, Written,
+    CallBody, ChatMessage, ChatTemplate, FormError, GenerationPrompt, ModelDefaults, ReasoningFormat, ReasoningSplitter, Special,
+    TemplateInput, Tokenizer, ToolFormat, Written,
 };
 
 /// What makes tokens of texts, and says how a model would be sampled.
@@ -52,10 +52,9 @@ impl ModelText {
     pub fn tool_format(&self) -> std::result::Result<ToolFormat, FormError> {
         let unknown = |reason: &str| FormError::Unsupported(format!("are not supported{reason}"));
         let template = self.chat_template().ok_or_else(|| unknown(": the model has no chat template"))?;
-        if self.reasoning_format() == Some(ReasoningFormat::Channels) {
-            return Err(unknown(" with a model that answers in channels"));
-        }
-        ToolFormat::of(template).ok_or_else(|| unknown(": the model's chat template has them in a form that is not known"))
+        let in_channels = self.reasoning_format() == Some(ReasoningFormat::Channels);
+        let format = ToolFormat::of(template).filter(|format| in_channels == (format.body == CallBody::Message));
+        format.ok_or_else(|| unknown(": the model's chat template has them in a form that is not known"))
     }
 
     /// What tells reasoning from answer in what the model writes after `prompt`, the tokens of a conversation.

@@ -166,6 +166,7 @@ impl Answering {
             true => self.app.engine.text().reasoning_splitter(prompt),
             false => ReasoningSplitter::new(None),
         };
+        let splitter = if tools.is_some() { splitter.telling_calls() } else { splitter };
         let sampler = Sampler::new(sampling.clone(), seed);
         let sampler = match grammar {
             Some(grammar) => sampler.constrained(grammar.constraint()?),

@@ -40,6 +40,8 @@ pub struct ReasoningSplitter {
     has: [bool; 2],
     /// A block begins: another one of its kind is set off by an empty line.
     is_new_block: bool,
+    /// Whether messages to functions keep their marks.
+    tells_calls: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,8 @@ enum State {
     Answer,
     /// Between two messages of channels, or in the header of one.
     Header(String),
+    /// In a message to a function.
+    Call,
 }
 
 /// The marks of tags: first those of Qwen, DeepSeek and most others, then Mistral's, ByteDance's and Cohere's.
@@ -58,6 +62,11 @@ const TAGS: [[&str; 2]; 4] =
 
 /// The marks of channels: <https://github.com/openai/harmony>.
 const CHANNEL_MARKS: [&str; 7] = ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"];
+
+/// How a message to a function is told, whose name follows; then what stands before its arguments, and what ends them.
+pub(super) const MESSAGE_TO_A_FUNCTION: &str = "<|start|>functions.";
+pub(super) const MESSAGE: &str = "<|message|>";
+pub(super) const END_OF_MESSAGE: &str = "<|call|>";
 
 /// Headers of channels are a few words; what is longer is none.
 const MAX_HEADER_BYTES: usize = 256;
@@ -101,7 +110,23 @@ impl ReasoningSplitter {
             Some(ReasoningFormat::Channels) => State::Header(String::new()),
             None => State::Answer,
         };
-        ReasoningSplitter { format, marks: Vec::new(), state, pending: String::new(), has: [false; 2], is_new_block: false }
+        ReasoningSplitter {
+            format,
+            marks: Vec::new(),
+            state,
+            pending: String::new(),
+            has: [false; 2],
+            is_new_block: false,
+            tells_calls: false,
+        }
+    }
+
+    /// The same, for an answer in which functions may be called: messages to them, which channels have in the midst of others, are answer, between
+    /// the marks that a [`ToolSplitter`](super::ToolSplitter) tells them by. Other formats know no such messages.
+    #[must_use]
+    pub fn telling_calls(mut self) -> ReasoningSplitter {
+        self.tells_calls = true;
+        self
     }
 
     /// For what a model writes after `prompt`, whose end may have opened the reasoning already.
@@ -166,7 +191,7 @@ impl ReasoningSplitter {
             // White space alone is an answer where there is nothing else.
             State::Begin if self.has == [false; 2] => self.state = State::Answer,
             State::Begin | State::Reasoning => self.pending.truncate(self.pending.trim_end().len()),
-            State::Answer => {}
+            State::Answer | State::Call => {}
             // A header that never ended was none.
             State::Header(header) => {
                 let is_header = self.has != [false; 2] || CHANNEL_MARKS.iter().any(|mark| header.contains(mark));
@@ -214,7 +239,7 @@ impl ReasoningSplitter {
                 self.emit_pending(self.pending[..certain].trim_end().len(), segments);
                 false
             }
-            State::Answer | State::Header(_) => {
+            State::Answer | State::Header(_) | State::Call => {
                 self.emit_pending(self.pending.len(), segments);
                 false
             }
@@ -239,8 +264,18 @@ impl ReasoningSplitter {
         }
         let Some((_, mark)) = first else { return false };
         self.pending.drain(..mark.len());
+        if self.state == State::Call && mark != MESSAGE {
+            segments.push(Segment::Answer(END_OF_MESSAGE.to_owned()));
+        }
         let next = match (&mut self.state, mark) {
-            (State::Header(header), "<|message|>") => of_channel(header),
+            (State::Header(header), "<|message|>") => match called(header).filter(|_| self.tells_calls) {
+                Some(name) => {
+                    segments.push(Segment::Answer(format!("{MESSAGE_TO_A_FUNCTION}{name}{MESSAGE}")));
+                    self.has[1] = true;
+                    State::Call
+                }
+                None => of_channel(header),
+            },
             (_, "<|message|>") => return true,
             (State::Header(header), "<|channel|>" | "<|constrain|>") => {
                 header.push_str(mark);
@@ -263,6 +298,10 @@ impl ReasoningSplitter {
             return;
         }
         let mut text: String = self.pending.drain(..n_bytes).collect();
+        if self.state == State::Call {
+            segments.push(Segment::Answer(text));
+            return;
+        }
         let is_answer = self.state != State::Reasoning;
         let has = &mut self.has[usize::from(is_answer)];
         if std::mem::take(&mut self.is_new_block) && *has {
@@ -277,6 +316,12 @@ impl ReasoningSplitter {
 fn of_channel(header: &str) -> State {
     let channel = header.rsplit_once("<|channel|>").and_then(|(_, rest)| rest.split(|c: char| c.is_whitespace() || c == '<').next());
     if channel == Some("analysis") { State::Reasoning } else { State::Answer }
+}
+
+/// The function that a message with this header calls.
+fn called(header: &str) -> Option<&str> {
+    let (_, rest) = header.split_once("to=functions.")?;
+    rest.split(|c: char| c.is_whitespace() || c == '<').next().filter(|name| !name.is_empty())
 }
 
 /// Bytes at the end of `text` with which one of the marks may begin.
@@ -338,6 +383,25 @@ mod tests {
         let mut opened = splitter;
         opened.open(State::Reasoning);
         check(&opened, "\nThe template began it.\n</think>\nYes.", ["The template began it.", "Yes."]);
+    }
+
+    #[test]
+    fn messages_to_functions_are_told_between_marks_where_some_may_be_called() {
+        let splitter = ReasoningSplitter::new(Some(ReasoningFormat::Channels)).telling_calls();
+        for (text, expected) in [
+            (
+                "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"a\": 1}<|call|>",
+                ["Look.", "<|start|>functions.f<|message|>{\"a\": 1}<|call|>"],
+            ),
+            (" to=functions.get-it<|channel|>analysis json<|message|>{}", ["", "<|start|>functions.get-it<|message|>{}"]),
+            (
+                "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.f<|channel|>commentary<|message|>{}<|end|><|start|>assistant",
+                ["", "I look.<|start|>functions.f<|message|>{}<|call|>"],
+            ),
+            ("<|channel|>commentary to=browser.open<|message|>{}<|call|>", ["", "{}"]),
+        ] {
+            check(&splitter, text, expected);
+        }
     }
 
     #[test]

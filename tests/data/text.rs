@@ -10,8 +10,8 @@ use tierflow::error::Error;
 use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::{
-    Candidate, ChatMessage, ChatTemplate, GenerationPrompt, ReasoningFormat, ReasoningSplitter, Sampler, SamplingSettings, Segment,
-    Special, StopStrings, TemplateInput, Tokenizer,
+    CallBody, Candidate, ChatMessage, ChatTemplate, GenerationPrompt, ReasoningFormat, ReasoningSplitter, Said, Sampler, SamplingSettings,
+    Segment, Special, StopStrings, TemplateInput, Tokenizer, ToolCall, ToolFormat, ToolSplitter,
 };
 use tierflow::weights::{MetaValue, Metadata};
 
@@ -697,11 +697,10 @@ fn told_apart(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &s
     [text(true).collect(), text(false).collect()]
 }
 
-#[test]
-fn reasoning_is_told_apart_by_tokens_and_by_templates() {
-    // Marks that are special tokens have no text of their own.
+/// Keys of a tokenizer that has `marks`, six of them, as special tokens, which have no text of their own.
+fn marked_metadata(marks: [&str; 6]) -> BTreeMap<String, MetaValue> {
     let mut entries = byte_level_metadata("gpt-2");
-    for mark in ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "[THINK]", "[/THINK]"] {
+    for mark in marks {
         if let Some(MetaValue::Strings(tokens)) = entries.get_mut("tokenizer.ggml.tokens") {
             tokens.push(mark.to_owned());
         }
@@ -709,6 +708,48 @@ fn reasoning_is_told_apart_by_tokens_and_by_templates() {
             types.push(3);
         }
     }
+    entries
+}
+
+#[test]
+fn calls_in_channels_are_told_from_reasoning_and_answer() {
+    let entries = marked_metadata(["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|constrain|>"]);
+    let harmony = Tokenizer::from_metadata(&Metadata::new("m.gguf", entries), BYTE_LEVEL_SIZE + 6).unwrap();
+    let template = ChatTemplate::new("t".into(), "{{ tools }}<|channel|>to=functions.".into(), &harmony).unwrap();
+    let format = ToolFormat::of(&template).unwrap();
+    assert_eq!(format.body, CallBody::Message);
+    let tokens = |text: &str| harmony.encode(text, Special::Leave).unwrap();
+    let splitter = ReasoningSplitter::after_prompt(
+        ReasoningFormat::of(&harmony, Some(&template)),
+        &harmony,
+        &tokens("<|start|>user<|message|>Rain?<|end|><|start|>assistant"),
+    );
+    let (mut splitter, mut calls) = (splitter.telling_calls(), ToolSplitter::new(format, Vec::new(), Some(&harmony)));
+    let mut detokenizer = harmony.detokenizer();
+    let written = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>\
+                   <|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"place\": \"Zürich\"}<|call|>";
+    let (mut segments, mut reasoning, mut said) = (Vec::new(), String::new(), Vec::new());
+    for token in tokens(written) {
+        let text = detokenizer.push(token) + calls.mark(token);
+        segments.extend(splitter.push_token(token, &text));
+    }
+    segments.extend(splitter.finish());
+    for segment in segments {
+        match segment {
+            Segment::Reasoning(text) => reasoning.push_str(&text),
+            Segment::Answer(text) => said.extend(calls.push(&text)),
+        }
+    }
+    said.extend(calls.finish());
+    let arguments = json!({ "place": "Zürich" }).as_object().unwrap().clone();
+    let call = Said::Call(ToolCall { name: "get_weather".to_owned(), arguments });
+    let text: String = said.iter().filter_map(|said| if let Said::Text(text) = said { Some(text.as_str()) } else { None }).collect();
+    assert_eq!((reasoning.as_str(), text.as_str(), said.last()), ("Ask.", "I look.", Some(&call)));
+}
+
+#[test]
+fn reasoning_is_told_apart_by_tokens_and_by_templates() {
+    let mut entries = marked_metadata(["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "[THINK]", "[/THINK]"]);
     let harmony = Tokenizer::from_metadata(&Metadata::new("m.gguf", entries.clone()), BYTE_LEVEL_SIZE + 6).unwrap();
     let written = "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>It is é 4.";
     let expected = ["Easy.".to_owned(), "It is é 4.".to_owned()];

@@ -5,11 +5,13 @@ mod call_grammar;
 mod offered;
 mod parse;
 mod pieces;
+mod python;
 mod splitter;
 
 use serde_json::{Map, Value};
 
 use super::chat_template::ChatTemplate;
+use super::reasoning::{END_OF_MESSAGE, MESSAGE_TO_A_FUNCTION};
 use super::sampling::fresh_seed;
 #[cfg(feature = "forms")]
 pub use call_grammar::CallGrammar;
@@ -68,10 +70,14 @@ pub enum CallBody {
         /// Behind it.
         end: &'static str,
     },
+    /// A list as Python writes it, `[name(key="value")]`, or one of objects (LFM2).
+    Python,
+    /// A message of its own to the function, as [`ReasoningSplitter::telling_calls`](super::ReasoningSplitter::telling_calls) tells it (gpt-oss).
+    Message,
 }
 
 /// Formats by what is written in the chat templates that have them; the first that is found counts.
-const FORMATS: [(&[&str], ToolFormat); 10] = [
+const FORMATS: [(&[&str], ToolFormat); 12] = [
     (&["<tool_call>", "<function="], between("<tool_call>", "\n", "</tool_call>", CallBody::Functions)),
     (&["<tool_call>", "<arg_key>"], between("<tool_call>", "", "</tool_call>", CallBody::Pairs)),
     (&["<tool_call>"], HERMES),
@@ -81,6 +87,8 @@ const FORMATS: [(&[&str], ToolFormat); 10] = [
     (&["<|START_ACTION|>"], between("<|START_ACTION|>", "", "<|END_ACTION|>", CallBody::List)),
     (&["<|tool_call|>", "<|/tool_call|>"], between("<|tool_call|>", "", "<|/tool_call|>", CallBody::List)),
     (&["<|tool_call|>"], to_the_end("<|tool_call|>", CallBody::List)),
+    (&["<|tool_call_start|>"], between("<|tool_call_start|>", "", "<|tool_call_end|>", CallBody::Python)),
+    (&["<|channel|>", "functions."], between(MESSAGE_TO_A_FUNCTION, "", END_OF_MESSAGE, CallBody::Message)),
     (&["tools", "\"parameters\""], to_the_end("", CallBody::Object)),
 ];
 
@@ -124,7 +132,9 @@ impl ToolFormat {
     fn marks(&self) -> Vec<&'static str> {
         let inner = match self.body {
             CallBody::Object if self.begin.is_empty() => vec![PYTHON_TAG],
-            CallBody::Object | CallBody::List => Vec::new(),
+            CallBody::Object | CallBody::List | CallBody::Python => Vec::new(),
+            // What splits channels spells these.
+            CallBody::Message => return Vec::new(),
             CallBody::Named => vec!["[ARGS]", "[CALL_ID]"],
             CallBody::Functions => vec!["</function>", "</parameter>"],
             CallBody::Pairs => vec!["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],

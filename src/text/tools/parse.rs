@@ -2,7 +2,8 @@
 
 use serde_json::{Deserializer, Map, Value};
 
-use super::{CallBody, PYTHON_TAG, ToolCall, ToolFormat};
+use super::{CallBody, PYTHON_TAG, ToolCall, ToolFormat, python};
+use crate::text::reasoning::MESSAGE;
 
 /// The calls of `text`, which stood where `format` has them; `None` where it is none. `tools` are those that were offered, in OpenAI's form:
 /// values that are written as bare text get their types of them.
@@ -15,6 +16,8 @@ pub(super) fn parse(format: &ToolFormat, text: &str, tools: &[Value]) -> Option<
         CallBody::Sections { begin, separator, end } => {
             text.split(begin).skip(1).map(|call| of_section(call.split(end).next()?, separator)).collect()
         }
+        CallBody::Python => of_json(text).or_else(|| python::calls(text)),
+        CallBody::Message => of_section(text, MESSAGE).map(|call| vec![call]),
     };
     calls.filter(|calls| !calls.is_empty())
 }
@@ -154,8 +157,11 @@ mod tests {
                 &two,
             ),
             (6, "[{\"tool_call_id\": \"0\", \"tool_name\": \"f\", \"parameters\": {\"n\": 1}}, {\"tool_name\": \"g\"}]", &two),
-            (9, "{\"name\": \"f\", \"parameters\": {\"n\": 1}}; {\"name\": \"g\", \"parameters\": {}}", &two),
-            (9, "<|python_tag|>{\"name\": \"f\", \"parameters\": {\"n\": 1}}\n{\"name\": \"g\"}", &two),
+            (9, "[f(n=1), g()]", &two),
+            (9, "[{\"name\": \"f\", \"arguments\": {\"n\": 1}}, {\"name\": \"g\", \"arguments\": {}, \"id\": \"1\"}]", &two),
+            (10, "f<|message|>{\"s\": \"1\", \"n\": 2}", &one),
+            (11, "{\"name\": \"f\", \"parameters\": {\"n\": 1}}; {\"name\": \"g\", \"parameters\": {}}", &two),
+            (11, "<|python_tag|>{\"name\": \"f\", \"parameters\": {\"n\": 1}}\n{\"name\": \"g\"}", &two),
         ] {
             assert_eq!(&calls(format, text), expected, "{text}");
         }
@@ -175,7 +181,10 @@ mod tests {
             (3, "f"),
             (4, "<｜tool▁call▁begin｜>f"),
             (6, "[1]"),
-            (9, "{\"answer\": 4}"),
+            (9, "[f]"),
+            (10, "f"),
+            (10, "f<|message|>{"),
+            (11, "{\"answer\": 4}"),
         ] {
             assert_eq!(calls(format, text), None, "{text}");
         }

@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn calls_are_told_from_text() {
-        let (mistral, llama) = (FORMATS[3].1, FORMATS[9].1);
+        let (mistral, llama) = (FORMATS[3].1, FORMATS[11].1);
         let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
         for (format, text, expected, names) in [
             (HERMES, "No call.\n", "No call.\n", &[][..]),

@@ -107,6 +107,7 @@ impl Request {
         let is_held = self.form.is_some() || tools.as_ref().is_some_and(Tools::is_demanded);
         let (prompt, splitter) = self.prompt(engine, tools.as_ref(), is_held)?;
         let splitter = if is_held { ReasoningSplitter::new(None) } else { splitter };
+        let splitter = if tools.is_some() { splitter.telling_calls() } else { splitter };
         Ok(Asked { prompt, splitter, calls, constraint })
     }
 
