@@ -1,6 +1,5 @@
 //! One answer after the other to a request's work, on one sequence: its text as it comes, told apart from reasoning, and what it took.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +8,10 @@ use super::error::ApiError;
 use super::grammar::Grammar;
 use super::pool::Lease;
 use super::scored::ScoredToken;
-use super::tools::Call;
 use super::work::{How, Work};
 use crate::handle::TokenStream;
 use crate::session::FinishReason;
-use crate::text::{CallPiece, ReasoningSplitter, Said, Sampler, Segment, ToolSplitter, new_call_id};
+use crate::text::{Call, CallPart, CallTeller, ReasoningSplitter, Sampler, Segment, ToolSplitter};
 
 /// A sequence that answers.
 pub(super) struct Answering {
@@ -31,9 +29,7 @@ struct Current {
     splitter: ReasoningSplitter,
     /// Where the model may call.
     calls: Option<ToolSplitter>,
-    /// Calls that have begun, and the ids of those that are not whole.
-    n_calls: usize,
-    open: VecDeque<String>,
+    teller: CallTeller,
     stops: Vec<String>,
     begin: Instant,
     first: Option<Instant>,
@@ -49,19 +45,9 @@ pub(super) struct Part {
     /// What the model calls.
     pub(super) calls: Vec<Call>,
     /// The same as it comes, in parts that are all there with the end of a call.
-    pub(super) pieces: Vec<Piece>,
+    pub(super) pieces: Vec<CallPart>,
     /// How likely its token was, where that was asked for and the token is of the answer.
     pub(super) scored: Option<ScoredToken>,
-}
-
-/// A part of a call.
-#[derive(Debug)]
-pub(super) struct Piece {
-    /// Which call of the answer.
-    pub(super) index: usize,
-    /// Its id and its function's name, where it begins.
-    pub(super) begin: Option<(String, String)>,
-    pub(super) arguments: String,
 }
 
 /// Tokens of an answer.
@@ -117,31 +103,9 @@ impl Current {
         if self.has_ended {
             said.extend(self.calls.take().into_iter().flat_map(ToolSplitter::finish));
         }
-        for said in said {
-            match said {
-                Said::Text(text) => part.text.push_str(&text),
-                Said::Call(call) => {
-                    let call = Call::new(call);
-                    part.pieces.push(self.piece(Some((call.id.clone(), call.name.clone())), call.arguments_text()));
-                    part.calls.push(call);
-                }
-                Said::Piece(CallPiece { name, arguments }) => {
-                    let begin = name.map(|name| (new_call_id(), name));
-                    self.open.extend(begin.iter().map(|(id, _)| id.clone()));
-                    part.pieces.push(self.piece(begin, arguments));
-                }
-                Said::Told(call) => {
-                    let id = self.open.pop_front().unwrap_or_else(new_call_id);
-                    part.calls.push(Call { id, ..Call::new(call) });
-                }
-            }
-        }
-        part
-    }
-
-    fn piece(&mut self, begin: Option<(String, String)>, arguments: String) -> Piece {
-        self.n_calls += usize::from(begin.is_some());
-        Piece { index: self.n_calls.saturating_sub(1), begin, arguments }
+        let told = self.teller.tell(said);
+        part.text.push_str(&told.text);
+        Part { pieces: told.parts, calls: told.calls, ..part }
     }
 }
 
@@ -184,8 +148,7 @@ impl Answering {
             stream,
             splitter,
             calls,
-            n_calls: 0,
-            open: VecDeque::new(),
+            teller: CallTeller::default(),
             stops,
             begin: Instant::now(),
             first: None,
@@ -235,7 +198,7 @@ impl Answering {
         End {
             finish,
             usage: current.usage,
-            has_calls: current.n_calls > 0,
+            has_calls: current.teller.n_calls() > 0,
             stop: (finish == FinishReason::Stop).then(|| self.stop_of(current)).flatten(),
             prompt_time: first - current.begin,
             answer_time: first.elapsed(),

@@ -11,8 +11,8 @@ use super::app::App;
 use super::body::{Gone, Pieces, ok, streamed};
 use super::error::ApiError;
 use super::scored::ScoredToken;
-use super::tools::Call;
 use super::work::Work;
+use crate::text::Call;
 
 /// Silence after which a stream tells that it is alive.
 const MAX_SILENCE: Duration = Duration::from_secs(15);

@@ -1,4 +1,4 @@
-//! Tools as requests offer them, and calls as answers have them.
+//! Tools as requests offer them, and calls in what was said before.
 
 use serde_json::{Map, Value, json};
 
@@ -6,37 +6,12 @@ use super::app::App;
 use super::error::ApiError;
 use super::fields::{Fields, is_nothing};
 use super::grammar::fault_of;
-use crate::text::{ToolCall, ToolChoice, Tools, new_call_id};
+use crate::text::{ToolChoice, Tools};
 
 /// Reads `tool_choice` of OpenAI's API.
 pub(super) fn read_choice(choice: Value) -> Result<ToolChoice, ApiError> {
     let wrong = || ApiError::field("tool_choice", "must be auto, none, required, or an object that names a function");
     ToolChoice::read(&choice).ok_or_else(wrong)
-}
-
-/// A call in an answer.
-#[derive(Debug, Clone)]
-pub(super) struct Call {
-    /// Nine letters and digits: Mistral's templates want so many.
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) arguments: Map<String, Value>,
-}
-
-impl Call {
-    pub(super) fn new(call: ToolCall) -> Call {
-        Call { id: new_call_id(), name: call.name, arguments: call.arguments }
-    }
-
-    /// Its arguments as a text of JSON.
-    pub(super) fn arguments_text(&self) -> String {
-        Value::Object(self.arguments.clone()).to_string()
-    }
-
-    /// As OpenAI writes it.
-    pub(super) fn to_json(&self) -> Value {
-        json!({ "id": self.id, "type": "function", "function": { "name": self.name, "arguments": self.arguments_text() } })
-    }
 }
 
 /// Most tools of a request, as OpenAI has it.

@@ -60,4 +60,4 @@ pub use to_gguf::text_keys;
 pub use tokenizer::{Special, Tokenizer, Written};
 #[cfg(feature = "forms")]
 pub use tools::CallGrammar;
-pub use tools::{CallBody, CallPiece, Said, ToolCall, ToolChoice, ToolFormat, ToolSplitter, Tools, new_call_id};
+pub use tools::{Call, CallBody, CallPart, CallPiece, CallTeller, Said, Told, ToolCall, ToolChoice, ToolFormat, ToolSplitter, Tools};

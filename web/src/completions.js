@@ -17,10 +17,11 @@ const CHAT = {
       ...(calls.length > 0 ? { tool_calls: calls } : {}),
     },
   }),
-  deltasOf: ({ text, reasoning, calls = [] }, nCalls) => [
+  // Of calls, an event has the parts that came.
+  deltasOf: ({ text, reasoning, calls = [] }) => [
     ...(reasoning ? [{ delta: { reasoning_content: reasoning } }] : []),
     ...(text ? [{ delta: { content: text } }] : []),
-    ...calls.map((call, index) => ({ delta: { tool_calls: [{ index: nCalls + index, ...call }] } })),
+    ...calls.map((part) => ({ delta: { tool_calls: [part] } })),
   ],
   first: [{ delta: { role: 'assistant', content: '' } }],
   last: { delta: {} },
@@ -44,7 +45,7 @@ const TEXT = {
 
 /**
  * @callback Generate asks the engine; an event is a part of the prompt that was read, `{done, total}`, or a step of the answer,
- *   `{token, text, reasoning, logprobs}`
+ *   `{token, text, reasoning, calls, logprobs}`
  * @param {object} request @param {{signal?: AbortSignal, onEvent: (event: object) => void}} options
  * @returns {Promise<object>}
  */
@@ -105,12 +106,9 @@ export class Completions {
       const stop = new AbortController();
       const queue = new Queue();
       const tell = telling(onProgress, request.max_tokens ?? null);
-      let nCalls = 0;
       const onEvent = (event) => {
         tell(event);
-        const deltas = deltasOf(event, nCalls);
-        nCalls += event.calls?.length ?? 0;
-        for (const [n, delta] of deltas.entries()) queue.push(chunk(delta, null, n === 0 ? event.logprobs : null));
+        for (const [n, delta] of deltasOf(event).entries()) queue.push(chunk(delta, null, n === 0 ? event.logprobs : null));
       };
       const generated = this.#generate(request, { signal: anySignal(signal, stop.signal), onEvent }).catch(throwWithUsage);
       generated.then(

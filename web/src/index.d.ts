@@ -415,6 +415,15 @@ export interface ChatCompletion {
   usage: Usage;
 }
 
+/** A part of a call: the first has its id and the function's name, and the arguments of all of them together are one text of JSON. */
+export interface ToolCallPart {
+  /** Which call of the answer. */
+  index: number;
+  id?: string;
+  type?: 'function';
+  function: { name?: string; arguments: string };
+}
+
 export interface ChatCompletionChunk {
   id: string;
   object: 'chat.completion.chunk';
@@ -422,7 +431,7 @@ export interface ChatCompletionChunk {
   model: string;
   choices: {
     index: number;
-    delta: { role?: 'assistant'; content?: string; reasoning_content?: string; tool_calls?: (ToolCall & { index: number })[] };
+    delta: { role?: 'assistant'; content?: string; reasoning_content?: string; tool_calls?: ToolCallPart[] };
     finish_reason: FinishReason | null;
     logprobs: ChatLogprobs | null;
   }[];

@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::server::answer::{End, Part, Piece, Usage};
+use crate::server::answer::{End, Part, Usage};
 use crate::server::app::{App, new_id};
 use crate::server::body::named_event;
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
 use crate::session::FinishReason;
+use crate::text::CallPart;
 
 /// One response.
 pub(super) struct Anthropic {
@@ -80,7 +81,7 @@ impl Anthropic {
     }
 
     /// A part of a call, in a block of its own.
-    fn call(&mut self, Piece { begin, arguments, .. }: &Piece) -> String {
+    fn call(&mut self, CallPart { begin, arguments, .. }: &CallPart) -> String {
         let mut events = String::new();
         if let Some((id, name)) = begin {
             events.push_str(&self.close());

@@ -7,7 +7,7 @@ use crate::server::app::{now, rfc3339};
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
 use crate::server::scored::ScoredToken;
-use crate::server::tools::Call;
+use crate::text::Call;
 
 /// What is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::server::answer::{End, Part, Piece, Usage};
+use crate::server::answer::{End, Part, Usage};
 use crate::server::app::{App, new_id, now};
 use crate::server::body::data_event;
 use crate::server::deliver::{Shape, Whole};
@@ -111,14 +111,8 @@ impl Shape for OpenAi {
             chunks.push_str(&self.chunk(delta("content", &part.text), self.logprobs(&part.scored, self.n_chars), None));
             self.n_chars += part.scored.iter().map(|token| token.chosen.text().chars().count()).sum::<usize>();
         }
-        for Piece { index, begin, arguments } in &part.pieces {
-            let call = match begin {
-                Some((id, name)) => {
-                    json!({ "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
-                }
-                None => json!({ "index": index, "function": { "arguments": arguments } }),
-            };
-            chunks.push_str(&self.chunk(json!({ "tool_calls": [call] }), Value::Null, None));
+        for piece in &part.pieces {
+            chunks.push_str(&self.chunk(json!({ "tool_calls": [piece.to_json()] }), Value::Null, None));
         }
         chunks
     }

@@ -7,8 +7,8 @@ use crate::server::app::{App, new_id, now};
 use crate::server::body::named_event;
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
-use crate::server::tools::Call;
 use crate::session::FinishReason;
+use crate::text::Call;
 
 /// One response.
 pub(super) struct Responses {

@@ -7,6 +7,7 @@ mod parse;
 mod pieces;
 mod python;
 mod splitter;
+mod told;
 
 use serde_json::{Map, Value};
 
@@ -18,6 +19,7 @@ pub use call_grammar::CallGrammar;
 pub use offered::{ToolChoice, Tools};
 pub use pieces::CallPiece;
 pub use splitter::{Said, ToolSplitter};
+pub use told::{Call, CallPart, CallTeller, Told};
 
 /// A call that a model asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +31,7 @@ pub struct ToolCall {
 }
 
 /// An id for a call: nine letters and digits, as Mistral's templates want them.
-pub fn new_call_id() -> String {
+fn new_call_id() -> String {
     format!("{:08x}{:x}", fresh_seed(), fresh_seed() % 16)
 }
 

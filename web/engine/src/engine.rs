@@ -10,7 +10,7 @@ use tierflow::engine::{MemoryUse, Observed};
 use tierflow::plan::Forwards;
 use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{ExpertStatistics, Span, Trace};
-use tierflow::text::{self, FormVocabulary, ReasoningSplitter, Segment, ToolCall, ToolSplitter, fresh_seed, new_call_id};
+use tierflow::text::{Call, CallPart, CallTeller, FormVocabulary, ReasoningSplitter, Segment, ToolSplitter, fresh_seed};
 use tierflow::{Error, Generated, Sampler};
 use wasm_bindgen::prelude::*;
 
@@ -242,15 +242,17 @@ fn experts_of(engine: &tierflow::Engine) -> Value {
 struct Said {
     splitter: ReasoningSplitter,
     calls: Option<ToolSplitter>,
+    teller: CallTeller,
     text: String,
     reasoning: String,
-    /// Calls, in OpenAI's form.
+    /// Calls that are whole, in OpenAI's form.
     made: Vec<Value>,
 }
 
 impl Said {
     fn new(splitter: ReasoningSplitter, calls: Option<ToolSplitter>) -> Said {
-        Said { splitter, calls, text: String::new(), reasoning: String::new(), made: Vec::new() }
+        let (text, reasoning) = (String::new(), String::new());
+        Said { splitter, calls, teller: CallTeller::default(), text, reasoning, made: Vec::new() }
     }
 
     /// Takes a step, and describes it.
@@ -275,35 +277,25 @@ impl Said {
     }
 
     fn take(&mut self, segments: Vec<Segment>, is_last: bool) -> Value {
-        let (mut text, mut reasoning, mut parts) = (String::new(), String::new(), Vec::new());
+        let (mut text, mut reasoning, mut said) = (String::new(), String::new(), Vec::new());
         for segment in segments {
             match (segment, &mut self.calls) {
                 (Segment::Reasoning(part), _) => reasoning.push_str(&part),
                 (Segment::Answer(part), None) => text.push_str(&part),
-                (Segment::Answer(part), Some(calls)) => parts.extend(calls.push(&part)),
+                (Segment::Answer(part), Some(calls)) => said.extend(calls.push(&part)),
             }
         }
         if is_last {
-            parts.extend(self.calls.take().into_iter().flat_map(ToolSplitter::finish));
+            said.extend(self.calls.take().into_iter().flat_map(ToolSplitter::finish));
         }
-        let n_before = self.made.len();
-        for part in parts {
-            match part {
-                text::Said::Text(part) => text.push_str(&part),
-                text::Said::Call(call) | text::Said::Told(call) => self.made.push(in_openais_form(&call)),
-                // Calls are told whole.
-                text::Said::Piece(_) => {}
-            }
-        }
+        let told = self.teller.tell(said);
+        text.push_str(&told.text);
         self.text.push_str(&text);
         self.reasoning.push_str(&reasoning);
-        json!({"text": text, "reasoning": reasoning, "calls": self.made[n_before..]})
+        self.made.extend(told.calls.iter().map(Call::to_json));
+        let parts: Vec<Value> = told.parts.iter().map(CallPart::to_json).collect();
+        json!({"text": text, "reasoning": reasoning, "calls": parts})
     }
-}
-
-fn in_openais_form(call: &ToolCall) -> Value {
-    let arguments = Value::Object(call.arguments.clone()).to_string();
-    json!({"id": new_call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments}})
 }
 
 fn busy() -> Error {

@@ -103,6 +103,8 @@ impl Request {
             (Some(_), Some(_)) => return Err(invalid("tools", "cannot be combined with a form of the answer")),
         };
         let calls = tools.as_ref().map(|tools| ToolSplitter::new(tools.format, tools.list.clone(), engine.tokenizer()));
+        // What is held to the rules of calls is sure to become one.
+        let calls = if constraint.is_some() { calls.map(ToolSplitter::telling_pieces) } else { calls };
         // What has a form is all answer, even where the template has opened the reasoning.
         let is_held = self.form.is_some() || tools.as_ref().is_some_and(Tools::is_demanded);
         let (prompt, splitter) = self.prompt(engine, tools.as_ref(), is_held)?;

@@ -173,8 +173,11 @@ test('tools that must be called are called, by their schemas, whole and streamed
   assert.equal(called.name, 'paint');
   assert.match(id, /^[0-9a-f]{9}$/);
   assert.ok(['red', 'green'].includes(JSON.parse(called.arguments).colour));
-  const [streamed] = found.deltas.flatMap(({ delta }) => delta.tool_calls ?? []);
-  assert.deepEqual([streamed.index, streamed.function], [0, called]);
+  const [first, ...parts] = found.deltas.flatMap(({ delta }) => delta.tool_calls ?? []);
+  assert.deepEqual([first.index, first.type, first.function.name], [0, 'function', 'paint']);
+  assert.match(first.id, /^[0-9a-f]{9}$/);
+  assert.ok(parts.length > 1 && parts.every((part) => part.index === 0 && !('id' in part) && !('name' in part.function)), JSON.stringify(parts));
+  assert.deepEqual(JSON.parse([first, ...parts].map((part) => part.function.arguments).join('')), JSON.parse(called.arguments));
   assert.equal(found.deltas.at(-1).finish_reason, 'tool_calls');
   assert.ok(found.n > 0);
   assert.equal(found.refused, 'InvalidArgumentError tool_choice');

@@ -305,12 +305,16 @@ test('forms of answers are OpenAI’s, and one at a time', async () => {
 test('tools, calls and results cross in OpenAI’s shape', async () => {
   const tool = { type: 'function', function: { name: 'weather', description: 'Looks out', parameters: { type: 'object', properties: { city: { type: 'string' } } } } };
   const call = { id: 'a1', type: 'function', function: { name: 'weather', arguments: '{"city":"Varn"}' } };
+  const parts = [
+    { index: 0, ...call, function: { name: 'weather', arguments: '{"city":' } },
+    { index: 0, function: { arguments: '"Varn"}' } },
+  ];
   const result = { n_prompt: 1, n_generated: 1, prompt_secs: 0, ttft_secs: 0, decode_secs: 0, tokens: [1], finish_reason: 'stop', text: '', calls: [call] };
   let request = null;
   const create = new Completions(
     async (asked, { onEvent }) => {
       request = asked;
-      onEvent({ token: 1, text: '', reasoning: '', calls: [call] });
+      onEvent({ token: 1, text: '', reasoning: '', calls: parts });
       return result;
     },
     () => 'model',
@@ -323,7 +327,7 @@ test('tools, calls and results cross in OpenAI’s shape', async () => {
   assert.deepEqual(answer.choices[0], { index: 0, message: { role: 'assistant', content: null, tool_calls: [call] }, finish_reason: 'tool_calls', logprobs: null });
   const deltas = [];
   for await (const { choices } of await create.create({ messages, tools: [tool], stream: true })) deltas.push(choices[0]);
-  assert.deepEqual(deltas.map(({ delta }) => delta), [{ role: 'assistant', content: '' }, { tool_calls: [{ index: 0, ...call }] }, {}]);
+  assert.deepEqual(deltas.map(({ delta }) => delta), [{ role: 'assistant', content: '' }, ...parts.map((part) => ({ tool_calls: [part] })), {}]);
   assert.equal(deltas.at(-1).finish_reason, 'tool_calls');
   for (const tools of [[{ type: 'web_search' }], [{ type: 'function', function: { name: 'no spaces' } }], [{ type: 'function', function: { name: 'f', parameters: 7 } }], 'f']) {
     await assert.rejects(create.create({ messages, tools }), { name: 'InvalidArgumentError', option: 'tools' });
