@@ -55,6 +55,18 @@ for (const colorScheme of ['light', 'dark']) {
   });
 }
 
+test('axe finds no violation on the bench page, before and after a run', async () => {
+  const page = await browser.context.newPage();
+  await page.goto(new URL(`/page/bench.html?model=${encodeURIComponent(`${browser.server.address}/models/tiny.gguf`)}`, browser.address).href);
+  assert.deepEqual(await violationsOn(page), []);
+  for (const [field, value] of [['#n-words', 8], ['#n-tokens', 2], ['#n-rounds', 1]]) await page.fill(field, String(value));
+  await page.click('#run');
+  await page.waitForSelector('#found:not([hidden])');
+  await page.click('#found summary');
+  assert.deepEqual(await violationsOn(page), []);
+  await page.close();
+});
+
 test('the keyboard alone chooses, plans, loads, asks and stops', async () => {
   const page = await open(browser);
   const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.getAttribute('aria-label'));
