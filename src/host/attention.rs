@@ -2,15 +2,13 @@
 
 use std::ops::Range;
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
-
 use super::Cached;
 use super::elementwise::softcap;
 use super::exp::exp;
 use crate::host::simd::{Simd, simd};
 use crate::kernels::attention::{Params, visible};
 use crate::kernels::rope_kv::Token;
+use crate::platform::{for_each_part, n_sharing_threads};
 
 /// Consecutive tokens that share the loads of keys and values.
 const TOKENS_AT_ONCE: usize = 8;
@@ -41,19 +39,19 @@ pub fn attention<'a>(
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
         attention.mix(0, tokens, 0, attention_output, &mut Scratch::default());
-    } else if tokens.len() >= TOKENS_AT_ONCE * rayon::current_num_threads() {
-        attention_output.par_chunks_mut(TOKENS_AT_ONCE * token_len).enumerate().for_each_init(
-            Scratch::default,
-            |scratch, (part, attention_output)| {
-                let first = part * TOKENS_AT_ONCE;
-                let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
-                attention.mix(first, tokens, 0, attention_output, scratch);
-            },
-        );
+    } else if tokens.len() >= TOKENS_AT_ONCE * n_sharing_threads() {
+        let scratch = || attention.scratch(tokens, TOKENS_AT_ONCE);
+        for_each_part(attention_output, TOKENS_AT_ONCE * token_len, scratch, |scratch, part, attention_output| {
+            let first = part * TOKENS_AT_ONCE;
+            let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
+            attention.mix(first, tokens, 0, attention_output, scratch);
+        });
     } else {
-        attention_output.par_chunks_mut(sizes.group_len()).enumerate().for_each_init(
-            Scratch::default,
-            |scratch, (part, attention_output)| {
+        for_each_part(
+            attention_output,
+            sizes.group_len(),
+            || attention.scratch(tokens, 1),
+            |scratch, part, attention_output| {
                 let (token, kv_head) = (part / sizes.n_kv_heads, part % sizes.n_kv_heads);
                 attention.mix(token, &tokens[token..=token], kv_head, attention_output, scratch);
             },
@@ -106,6 +104,26 @@ struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// All that `n_at_once` of the tokens need.
+    fn scratch(&self, tokens: &[Token], n_at_once: usize) -> Scratch {
+        let Sizes { n_in_group, head_size, .. } = self.sizes;
+        let n_positions = tokens.iter().map(|token| visible(self.params, token).end).max().unwrap_or(0);
+        let n_decoded = match self.caches {
+            [Cached::Floats(_), Cached::Floats(_)] => 0,
+            _ => n_positions.min(POSITIONS_AT_ONCE),
+        };
+        let n_queries = n_at_once * n_in_group;
+        let of = Vec::with_capacity;
+        Scratch {
+            query: of(n_queries * head_size),
+            scores: of(n_queries * n_positions),
+            sums: of(n_queries * head_size),
+            rows: of(n_decoded * head_size),
+            some_scores: of(n_queries * n_decoded),
+            some_sums: of(n_queries * head_size),
+        }
+    }
+
     /// `tokens`, of which `first` is the first, with the key heads from `first_kv_head` on that `attention_output` has room for.
     fn mix(&self, first: usize, tokens: &[Token], first_kv_head: usize, attention_output: &mut [f32], scratch: &mut Scratch) {
         let token_len = attention_output.len() / tokens.len().max(1);

@@ -1,12 +1,10 @@
 //! Operations whose rows or values do not meet: each part of a large input goes to a thread of its own.
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::{ParallelSlice, ParallelSliceMut};
-
 use super::exp::exp;
 use crate::kernels::glu::beside;
 use crate::kernels::{layer_norm as centred, rms_norm as norm, rope};
 use crate::model::{Activation, Function};
+use crate::platform::for_each_part;
 
 /// Values from which on a second thread pays: waking it takes a few microseconds, about what these take.
 pub(super) const MIN_PARALLEL_VALUES: usize = 16_384;
@@ -68,9 +66,8 @@ pub fn rope(params: &rope::Params, cos_sin: &[f32], values: &mut [f32]) {
     if rows.len() <= MIN_PARALLEL_VALUES || params.rotary_size == 0 {
         return rope::reference(params, cos_sin, rows);
     }
-    rows.par_chunks_exact_mut(row_len).zip(cos_sin.par_chunks_exact(params.rotary_size as usize)).for_each(|(row, cos_sin)| {
-        rope::reference(params, cos_sin, row);
-    });
+    let n_cos_sin = params.rotary_size as usize;
+    for_each_part(rows, row_len, || (), |(), token, row| rope::reference(params, &cos_sin[token * n_cos_sin..][..n_cos_sin], row));
 }
 
 /// `output[i] = activation(gate[i]) · up[i]`, as `kernels::glu::reference` has it up to the roundings of the exponential function.
@@ -137,8 +134,15 @@ fn glu_with(activated: impl Fn(f32) -> f32 + Sync, beside: impl Fn(f32) -> f32 +
     if output.len() <= MIN_PARALLEL_VALUES {
         return part(output, gate, up);
     }
-    let parts = gate.par_chunks(MIN_PARALLEL_VALUES).zip(up.par_chunks(MIN_PARALLEL_VALUES));
-    output.par_chunks_mut(MIN_PARALLEL_VALUES).zip(parts).for_each(|(output, (gate, up))| part(output, gate, up));
+    for_each_part(
+        output,
+        MIN_PARALLEL_VALUES,
+        || (),
+        |(), index, output| {
+            let begin = index * MIN_PARALLEL_VALUES;
+            part(output, &gate[begin..], &up[begin..]);
+        },
+    );
 }
 
 /// `target[i] = function(target[i])`, as `kernels::map::reference` has it up to the roundings of the exponential function.
@@ -162,7 +166,7 @@ fn in_place(target: &mut [f32], part: impl Fn(&mut [f32]) + Sync) {
     if target.len() <= MIN_PARALLEL_VALUES {
         part(target);
     } else {
-        target.par_chunks_mut(MIN_PARALLEL_VALUES).for_each(&part);
+        for_each_part(target, MIN_PARALLEL_VALUES, || (), |(), _, values| part(values));
     }
 }
 
@@ -181,7 +185,7 @@ fn in_parts(part_len: usize, output: &mut [f32], input: &[f32], part: impl Fn(&m
     if output.len() <= MIN_PARALLEL_VALUES {
         output.chunks_mut(part_len).zip(input.chunks(part_len)).for_each(|(output, input)| part(output, input));
     } else {
-        output.par_chunks_mut(part_len).zip(input.par_chunks(part_len)).for_each(|(output, input)| part(output, input));
+        for_each_part(output, part_len, || (), |(), index, output| part(output, &input[index * part_len..][..output.len()]));
     }
 }
 

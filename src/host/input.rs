@@ -1,12 +1,10 @@
 //! The activations that matrix products multiply, in the format that the products need: as they are, in tiles, or quantised.
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::{ParallelSlice, ParallelSliceMut};
-
 use super::elementwise::MIN_PARALLEL_VALUES;
 use super::quantise::quantise_all;
 use crate::host::simd::{BLOCK_LEN, LANES, TILE_TOKENS, TileColumn, TokenBlock, column_places, padded};
 use crate::kernels::matmul::Params;
+use crate::platform::for_each_part;
 
 /// Most tokens for which rows of unquantised weights are read in place. For more tokens it pays to decode the rows once into panels.
 const FEW_TOKENS: u32 = 3;
@@ -106,13 +104,14 @@ fn arrange_all(n_columns: usize, values: &[f32], tiles: &mut Vec<TileColumn>) {
     let (n_padded, n_values) = (padded(n_columns), TILE_TOKENS * n_columns);
     tiles.resize(values.len().div_ceil(n_values) * n_padded, [0.0; TILE_TOKENS]);
     let tiles_at_once = MIN_PARALLEL_VALUES.div_ceil(n_values);
-    let arrange_some = |(tiles, values): (&mut [TileColumn], &[f32])| {
+    let arrange_some = |(): &mut (), part: usize, tiles: &mut [TileColumn]| {
+        let values = &values[part * tiles_at_once * n_values..];
         tiles.chunks_exact_mut(n_padded).zip(values.chunks(n_values)).for_each(|(tile, values)| arrange(n_columns, values, tile));
     };
     if values.len() <= tiles_at_once * n_values {
-        arrange_some((tiles, values));
+        arrange_some(&mut (), 0, tiles);
     } else {
-        tiles.par_chunks_mut(tiles_at_once * n_padded).zip(values.par_chunks(tiles_at_once * n_values)).for_each(arrange_some);
+        for_each_part(tiles, tiles_at_once * n_padded, || (), arrange_some);
     }
 }
 

@@ -6,9 +6,6 @@
 
 use std::ops::RangeInclusive;
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
-
 use super::Operand;
 use crate::dtype::DType;
 use crate::host::simd::{
@@ -16,6 +13,7 @@ use crate::host::simd::{
     padded,
 };
 use crate::kernels::matmul::Params;
+use crate::platform::{for_each_large_part, for_each_part, n_sharing_threads};
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
 const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
@@ -44,18 +42,15 @@ pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_
         if rows_per_task >= n_rows {
             return product.one_token(0, output);
         }
-        let tasks = output.par_chunks_mut(rows_per_task).enumerate();
-        return tasks.for_each(|(task, output)| product.one_token(task * rows_per_task, output));
+        return for_each_part(output, rows_per_task, || (), |(), task, output| product.one_token(task * rows_per_task, output));
     }
     let mut tasks: Vec<Vec<&mut [f32]>> = (0..n_rows.div_ceil(rows_per_task)).map(|_| Vec::with_capacity(n_tokens)).collect();
     for token in output.chunks_mut(stride).take(n_tokens) {
         let parts = token[begin..begin + n_rows].chunks_mut(rows_per_task);
         tasks.iter_mut().zip(parts).for_each(|(task, part)| task.push(part));
     }
-    // One by one: by itself rayon gives a thread two or more at once, and at the end the others wait longer for it.
-    tasks.into_par_iter().with_max_len(1).enumerate().for_each_init(Scratch::default, |scratch, (task, mut outputs)| {
-        product.many_tokens(task * rows_per_task, &mut outputs, scratch);
-    });
+    let scratch = || product.scratch(rows_per_task);
+    for_each_large_part(&mut tasks, scratch, |scratch, task, outputs| product.many_tokens(task * rows_per_task, outputs, scratch));
 }
 
 /// One product of several with the same second factor.
@@ -83,11 +78,15 @@ pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>], operand: Operand<'_>) {
     }
 }
 
-/// Memory of one thread.
-#[derive(Default)]
+/// Memory of one thread, all that it needs.
 struct Scratch {
     blocks: Vec<PanelBlock>,
     columns: Vec<PanelColumn>,
+}
+
+/// Panels of so many columns that are arranged at once.
+fn tile_panels_at_once(n_padded: usize) -> usize {
+    (UNPACKED_BYTES / (n_padded * size_of::<PanelColumn>())).max(1)
 }
 
 /// What all threads know.
@@ -106,12 +105,29 @@ impl Product<'_> {
     /// Whole panels. Of the cuts into more or fewer tasks, the coarsest of those that occupy the threads for the shortest.
     fn rows_per_task(&self) -> usize {
         let panel_rows = if matches!(self.operand, Operand::Tiles(_)) { FLOAT_PANEL_ROWS } else { PANEL_ROWS };
-        let (n_panels, n_threads) = (self.n_rows.div_ceil(panel_rows).max(1), rayon::current_num_threads());
+        let (n_panels, n_threads) = (self.n_rows.div_ceil(panel_rows).max(1), n_sharing_threads());
         let n_tasks_max = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).max(1);
         let panels_of_task = TASKS_PER_THREAD
             .map(|n_tasks| n_panels.div_ceil(n_tasks_max.min(n_tasks * n_threads)))
             .min_by_key(|panels| n_panels.div_ceil(*panels).div_ceil(n_threads) * panels);
         panels_of_task.unwrap_or(n_panels) * panel_rows
+    }
+
+    /// What [`many_tokens`](Self::many_tokens) needs for so many rows.
+    fn scratch(&self, n_rows: usize) -> Scratch {
+        let (n_blocks, n_padded) = (self.n_columns / BLOCK_LEN, padded(self.n_columns));
+        let (blocks, columns) = match self.operand {
+            Operand::Blocks(_) => (self.panels_at_once(n_blocks).min(n_rows.div_ceil(PANEL_ROWS)) * n_blocks, 0),
+            Operand::Tiles(_) => (0, tile_panels_at_once(n_padded).min(n_rows.div_ceil(FLOAT_PANEL_ROWS)) * n_padded),
+            Operand::Floats(_) => (0, 0),
+        };
+        Scratch { blocks: Vec::with_capacity(blocks), columns: Vec::with_capacity(columns) }
+    }
+
+    /// Panels of so many blocks that are unpacked at once.
+    fn panels_at_once(&self, n_blocks: usize) -> usize {
+        let at_a_time = if self.simd.multiply_two_panels.is_some() { 2 } else { 1 };
+        (UNPACKED_BYTES / (n_blocks * size_of::<PanelBlock>())).max(1).next_multiple_of(at_a_time)
     }
 
     fn row(&self, row: usize) -> &[u8] {
@@ -153,8 +169,7 @@ impl Product<'_> {
 
     fn many_blocks(&self, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         let n_blocks = self.n_columns / BLOCK_LEN;
-        let at_a_time = if self.simd.multiply_two_panels.is_some() { 2 } else { 1 };
-        let panels_at_once = (UNPACKED_BYTES / (n_blocks * size_of::<PanelBlock>())).max(1).next_multiple_of(at_a_time);
+        let panels_at_once = self.panels_at_once(n_blocks);
         let n_rows = outputs.first().map_or(0, |output| output.len());
         let mut products = [[[0.0; PANEL_ROWS]; TOKENS_AT_ONCE]; 2];
         for begin in (0..n_rows).step_by(panels_at_once * PANEL_ROWS) {
@@ -208,7 +223,7 @@ impl Product<'_> {
 
     fn many_tiles(&self, floats: Floats, tiles: &[TileColumn], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         let n_padded = padded(self.n_columns);
-        let panels_at_once = (UNPACKED_BYTES / (n_padded * size_of::<PanelColumn>())).max(1);
+        let panels_at_once = tile_panels_at_once(n_padded);
         let n_rows = outputs.first().map_or(0, |output| output.len());
         let mut products = [[0.0; FLOAT_PANEL_ROWS]; TILE_TOKENS];
         for begin in (0..n_rows).step_by(panels_at_once * FLOAT_PANEL_ROWS) {

@@ -1,10 +1,8 @@
 //! Quantised activations: the inputs of products as integers of 16 bits.
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::{ParallelSlice, ParallelSliceMut};
-
 use super::elementwise::MIN_PARALLEL_VALUES;
 use crate::host::simd::{BLOCK_LEN, TokenBlock, place};
+use crate::platform::for_each_part;
 
 /// Adding it to a number of magnitude below 2²² rounds that to an integer, ties to even, which the lowest bits then hold.
 const ROUND: f32 = 12_582_912.0;
@@ -16,13 +14,14 @@ pub(super) fn quantise_all(input: &[f32], blocks: &mut Vec<TokenBlock>) {
     let (values, _) = input.as_chunks::<BLOCK_LEN>();
     blocks.resize(values.len(), TokenBlock::ZERO);
     let blocks_at_once = MIN_PARALLEL_VALUES / BLOCK_LEN;
-    let quantise_some = |(blocks, values): (&mut [TokenBlock], &[[f32; BLOCK_LEN]])| {
+    let quantise_some = |(): &mut (), part: usize, blocks: &mut [TokenBlock]| {
+        let values = &values[part * blocks_at_once..];
         blocks.iter_mut().zip(values).for_each(|(block, values)| *block = quantise(values));
     };
     if values.len() <= blocks_at_once {
-        quantise_some((blocks, values));
+        quantise_some(&mut (), 0, blocks);
     } else {
-        blocks.par_chunks_mut(blocks_at_once).zip(values.par_chunks(blocks_at_once)).for_each(quantise_some);
+        for_each_part(blocks, blocks_at_once, || (), quantise_some);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The host as a browser's worker sees it: next to nothing is known of it, and there are neither folders nor threads.
+//! The host as a browser's worker sees it: next to nothing is known of it, and there are neither folders nor threads of its own.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};

@@ -19,6 +19,8 @@ pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
 mod pages;
+#[cfg_attr(target_arch = "wasm32", path = "browser_parts.rs")]
+mod parts;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 mod process;
 #[cfg(not(target_arch = "wasm32"))]
@@ -55,6 +57,9 @@ pub(crate) use host::{create_private_folder, state_folder};
 #[cfg(not(target_arch = "wasm32"))]
 pub use mapping::guard_maps;
 pub use pages::Pages;
+#[cfg(target_arch = "wasm32")]
+pub use parts::{Alone, Spread, run_part, share};
+pub(crate) use parts::{for_each_large_part, for_each_part, n_sharing_threads};
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use process::run_instead;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]

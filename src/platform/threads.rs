@@ -37,10 +37,10 @@ pub fn n_compute_threads() -> usize {
     if STARTED.get().is_some() { rayon::current_num_threads() } else { usual_number() }
 }
 
-/// One.
+/// This worker, and those that share its memory.
 #[cfg(target_arch = "wasm32")]
 pub fn n_compute_threads() -> usize {
-    1
+    super::n_sharing_threads()
 }
 
 /// The error of a thread that the system refused, and the limits that may be why.

@@ -26,7 +26,9 @@ export function tellStorage(free) {
     free === null
       ? 'Storage: this browser gives the page none (a private window, or plain http://). Models run from a file or from their server; in a usual window, by https:// or from localhost, they can be kept.'
       : `Storage: models up to ${size(free)} can be kept for use without a network. Larger ones run from a file of yours.`;
-  const isolated = globalThis.crossOriginIsolated ? 'Cross-origin isolation: there, and not needed.' : 'Cross-origin isolation: not there, and not needed.';
+  const isolated = globalThis.crossOriginIsolated
+    ? 'Cross-origin isolation: there, so that several threads share what the processor computes.'
+    : 'Cross-origin isolation: not there, so that what the processor computes has one thread; two headers of this page’s server would change that.';
   const offline = globalThis.isSecureContext && navigator.serviceWorker ? 'Without a network: this page opens again, with the models that are kept.' : 'Without a network: not here; open the page by https:// or from localhost.';
   byId('machine-facts').replaceChildren(...[storage, offline, isolated].map((words) => element('li', {}, words)));
 }

@@ -3,6 +3,8 @@
 // `FILES`, the addresses of all files, is written above this by the bundler.
 
 const CACHE = 'tierflow-page';
+/** Of the two kinds of wasm the package fetches one: that for threads where workers may share memory. */
+const KIND = self.crossOriginIsolated && navigator.hardwareConcurrency > 1 ? 'tierflow_threads_bg.wasm' : 'tierflow_bg.wasm';
 const known = new Set(FILES.map((file) => new URL(file, self.location).href));
 
 self.addEventListener('install', (event) => event.waitUntil(keepAll()));
@@ -15,7 +17,8 @@ self.addEventListener('fetch', (event) => {
 
 async function keepAll() {
   const cache = await caches.open(CACHE);
-  await cache.addAll([...known].map((url) => new Request(url, { cache: 'no-cache' })));
+  const wanted = [...known].filter((url) => !url.endsWith('.wasm') || url.endsWith(`/${KIND}`));
+  await cache.addAll(wanted.map((url) => new Request(url, { cache: 'no-cache' })));
   const kept = await cache.keys();
   await Promise.all(kept.filter(({ url }) => !known.has(url)).map((request) => cache.delete(request)));
   await self.skipWaiting();

@@ -12,6 +12,8 @@ export class Connection {
   #startWorker;
   #onWorkerEnd;
   #worker = null;
+  /** Workers that compute with it; they end with it. */
+  #helpers = [];
   #pending = new Map();
   #lastId = 0;
 
@@ -54,11 +56,22 @@ export class Connection {
     });
   }
 
+  /** Starts other workers that compute with this one; each is told what `tasks` has for it. One that does not start is not missed. */
+  help(tasks) {
+    for (const task of tasks) {
+      const helper = this.#startWorker();
+      helper.onerror = (event) => event.preventDefault();
+      helper.postMessage({ help: task });
+      this.#helpers.push(helper);
+    }
+  }
+
   /** Ends the worker; requests under way fail with `reason`. */
   close(reason = abortError('The engine was closed')) {
     if (!this.#worker) return;
-    end(this.#worker);
+    end(this.#worker, this.#helpers);
     this.#worker = null;
+    this.#helpers = [];
     for (const request of [...this.#pending.values()]) request.reject(reason);
     this.#onWorkerEnd();
   }
@@ -96,12 +109,13 @@ export class Connection {
 }
 
 /** Ends a worker that nobody asks any more. One that is terminated keeps its files until the GPU is done with all that it was given. */
-function end(worker) {
-  const timer = setTimeout(() => worker.terminate(), END_MS);
+function end(worker, helpers) {
+  const terminate = () => [worker, ...helpers].forEach((each) => each.terminate());
+  const timer = setTimeout(terminate, END_MS);
   worker.onmessage = ({ data }) => {
     if (!data.ended) return;
     clearTimeout(timer);
-    worker.terminate();
+    terminate();
   };
   worker.onerror = (event) => event.preventDefault();
   worker.postMessage({ end: true });

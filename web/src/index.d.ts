@@ -526,8 +526,26 @@ export function parseHubName(text: string): { repo: string; quant?: string; revi
 /** What the file at an address is called. */
 export function nameOfUrl(url: string | URL): string;
 
-/** Fetches and compiles the engine, once for all engines of the page; an engine does so by itself where it was not done. */
-export function init(overrides?: { wasm?: string | URL; worker?: string | URL }): Promise<void>;
+/** What `init` may be told. */
+export interface InitOptions {
+  /** Address of the wasm with which one thread computes. */
+  wasm?: string | URL;
+  /** Address of the wasm with which several do. Where only `wasm` is given, one thread computes. */
+  wasmThreads?: string | URL;
+  /** Address of the worker's script. */
+  worker?: string | URL;
+  /**
+   * Threads that share what the processor computes, where the page is isolated from other origins (`crossOriginIsolated`): without
+   * this, those that the machine runs at once, eight at most. Other pages compute with one. The answers are the same.
+   */
+  threads?: number;
+}
+
+/**
+ * Fetches and compiles the engine, once for all engines of the page; an engine does so by itself where it was not done. Engines that
+ * have started stay as they are.
+ */
+export function init(overrides?: InitOptions): Promise<void>;
 
 /** Plans and runs one model at a time, in a worker of its own. */
 export class Engine {

@@ -14,6 +14,8 @@ export { checkWebGpu } from './webgpu.js';
 
 /** A load that is cancelled has nothing to lose: a worker that does not hear of it is ended after this time. */
 const LOAD_GRACE_MS = 1500;
+/** Threads that are taken without being asked for. Weights come from memory, which more do not make faster. */
+const MOST_THREADS = 8;
 
 /** Addresses that take the place of those beside this file. */
 let settings = {};
@@ -21,14 +23,15 @@ let compiled = null;
 
 /**
  * Fetches and compiles the engine, once for all engines of the page. An engine calls it by itself where it was not called.
- * @param {{wasm?: string | URL, worker?: string | URL}} [overrides] other addresses of the two files
+ * @param {{wasm?: string | URL, wasmThreads?: string | URL, worker?: string | URL, threads?: number}} [overrides] other addresses of the
+ *   files, and the threads that compute what the processor computes, where the page is isolated from other origins
  */
 export async function init(overrides) {
   if (overrides) {
     settings = { ...settings, ...overrides };
     compiled = null;
   }
-  compiled ??= compile(settings.wasm ?? addressOfWasm());
+  compiled ??= compileFor(nThreads());
   try {
     return void (await compiled);
   } catch (error) {
@@ -37,10 +40,30 @@ export async function init(overrides) {
   }
 }
 
+/** Threads that may compute: one, unless the browser lets the page share memory. */
+function nThreads() {
+  const isShared = globalThis.crossOriginIsolated && typeof SharedArrayBuffer === 'function' && (settings.wasmThreads || !settings.wasm);
+  return isShared ? Math.max(1, Math.trunc(settings.threads ?? Math.min(navigator.hardwareConcurrency, MOST_THREADS))) : 1;
+}
+
+/** The wasm for so many threads, with their number. Where the one for several is not to be had, one computes. */
+async function compileFor(nThreads) {
+  const shared = nThreads > 1 && (await compile(addressOfThreads()).catch(() => null));
+  return shared ? { module: shared, nThreads } : { module: await compile(addressOfWasm()), nThreads: 1 };
+}
+
 /** Bundlers know the file by this very expression. */
 function addressOfWasm() {
+  return settings.wasm ?? addressed(() => new URL('./wasm/tierflow_bg.wasm', import.meta.url));
+}
+
+function addressOfThreads() {
+  return settings.wasmThreads ?? addressed(() => new URL('./wasm/tierflow_threads_bg.wasm', import.meta.url));
+}
+
+function addressed(address) {
   try {
-    return new URL('./wasm/tierflow_bg.wasm', import.meta.url);
+    return address();
   } catch {
     throw new TierflowError('this script does not know its own address, as in bundles that are no modules; init({ worker, wasm }) takes the addresses of both files');
   }
@@ -226,7 +249,7 @@ export class Engine {
     try {
       await init();
       this.#expectAlive(life);
-      await this.#connection.call('start', { module: await compiled });
+      this.#connection.help(await this.#connection.call('start', await compiled));
     } catch (error) {
       if (life === this.#life) this.#started = null;
       throw error;

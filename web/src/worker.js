@@ -1,5 +1,5 @@
 // The worker: holds the engine's wasm, the open model and the loaded one. Files are read here, synchronously, while the GPU
-// computes elsewhere. Requests that touch the engine take turns; what only looks (trace, memory, storage) does not wait.
+// computes elsewhere. The same script is what helps such a worker with its products. Requests that touch the engine take turns; what only looks (trace, memory, storage) does not wait.
 
 import { InvalidArgumentError, TierflowError, abortError, toPlain } from './errors.js';
 import { sameSources } from './describe.js';
@@ -8,6 +8,7 @@ import { openHttp } from './sources/http.js';
 import { Rates } from './sources/rates.js';
 import { Store } from './sources/store.js';
 import { inTask } from './task.js';
+import { Spreader, help, newControl, newMemory } from './threads.js';
 import * as wasm from './wasm/tierflow.js';
 
 /** Progress is reported at most so often. */
@@ -30,9 +31,12 @@ const calls = new Map();
 const openParts = new Set();
 
 const answers = {
-  async start({ module }) {
+  async start({ module, nThreads }) {
+    const memory = nThreads > 1 ? newMemory(wasm.sharedPages) : null;
+    if (memory) wasm.shareMemory(memory);
     await wasm.default({ module_or_path: module });
     hasStarted = true;
+    return memory ? sharedBy(nThreads, { module, memory, control: newControl() }) : [];
   },
   async devices({ measure }) {
     if (measure) {
@@ -79,11 +83,18 @@ const glances = {
 };
 
 self.onmessage = ({ data }) => {
-  if (data.cancel) calls.get(data.id)?.cancel();
+  if (data.help) help(data.help);
+  else if (data.cancel) calls.get(data.id)?.cancel();
   else if (data.taken) calls.get(data.id)?.taken(data.taken);
   else if (data.end) end();
   else answer(data);
 };
+
+/** Shares the engine's work with other workers from now on; yields what each of them needs to know. */
+function sharedBy(nThreads, shared) {
+  const stackEnds = wasm.share(nThreads, new Spreader(shared.control, wasm.run_part));
+  return Array.from(stackEnds, (stackEnd, index) => ({ ...shared, thread: index + 1, stackEnd }));
+}
 
 /** Gives all files back, and says so once nothing is under way any more. */
 async function end() {

@@ -15,7 +15,7 @@ const SECTION = { CUSTOM: 0, IMPORT: 2, CODE: 10, DATA: 11 };
 
 /** Tells the sizes, and the contents where the compiler's file is still there. */
 function main() {
-  for (const path of ['wasm/tierflow_bg.wasm', 'wasm/tierflow.js']) {
+  for (const path of ['wasm/tierflow_bg.wasm', 'wasm/tierflow_threads_bg.wasm', 'wasm/tierflow.js']) {
     const bytes = readFileSync(join(web, 'dist', path));
     const compressed = brotliCompressSync(bytes, { params: { [constants.BROTLI_PARAM_QUALITY]: 11 } });
     console.log(`dist/${path}: ${bytes.length} bytes, ${compressed.length} after brotli`);

@@ -11,8 +11,8 @@ use crate::{machine, model};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const WASM: &str = "wasm32-unknown-unknown/web/tierflow_web.wasm";
-/// Made in `web/dist`.
-const BOUND: &str = "web/dist/wasm/tierflow_bg.wasm";
+/// Made in `web/dist`: for one thread, and for several.
+const BOUND: [&str; 2] = ["web/dist/wasm/tierflow_bg.wasm", "web/dist/wasm/tierflow_threads_bg.wasm"];
 /// Where the page is served; another port may be given.
 pub const PORT: &str = "8137";
 
@@ -21,7 +21,7 @@ pub fn build() -> Result<()> {
     ensure_target()?;
     steps::run(&mut steps::cargo(&["build", "--profile", "web", "--target", TARGET, "--package", "tierflow-web"]))?;
     steps::run(bundler(&["bundle"]).arg(steps::target().join(WASM)).arg("web"))?;
-    shrink(&steps::root().join(BOUND))
+    BOUND.iter().try_for_each(|wasm| shrink(wasm))
 }
 
 /// Builds, and serves until it is interrupted.
@@ -130,13 +130,14 @@ fn ensure_target() -> Result<()> {
 }
 
 /// Makes the wasm smaller where binaryen's `wasm-opt` is installed; it runs as well without.
-fn shrink(wasm: &Path) -> Result<()> {
+fn shrink(name: &str) -> Result<()> {
+    let wasm = &steps::root().join(name);
     if steps::succeeds("wasm-opt", &["--version"]) {
         let features = ["--enable-bulk-memory", "--enable-nontrapping-float-to-int", "--enable-reference-types"];
-        let more = ["--enable-sign-ext", "--enable-mutable-globals", "--enable-multivalue", "--enable-simd"];
+        let more = ["--enable-sign-ext", "--enable-mutable-globals", "--enable-multivalue", "--enable-simd", "--enable-threads"];
         steps::run(Command::new("wasm-opt").arg("-Os").args(features).args(more).arg(wasm).arg("-o").arg(wasm))?;
     }
     let size = fs::metadata(wasm).map_err(|error| Failure::new(format!("cannot open {}: {error}", wasm.display())))?.len();
-    eprintln!("{BOUND}: {size} bytes");
+    eprintln!("{name}: {size} bytes");
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use wasm_bindgen_cli_support::Bindgen;
 
+use crate::shared;
+
 /// Leads from the folder's own address to the page, on any host.
 const TO_THE_PAGE: &str = r#"<!doctype html>
 <html lang="en">
@@ -20,6 +22,9 @@ const LICENCES: [&str; 2] = ["LICENSE-MIT", "LICENSE-APACHE"];
 
 /// The script that opens the page without a network. It lies above all files that it keeps, since it is only asked for those below it.
 const SERVICE_WORKER: &str = "sw.js";
+
+/// The wasm for several threads.
+const SHARED: &str = "tierflow_threads_bg.wasm";
 
 /// Writes `web/dist` anew: `wasm/` with the bindings, the files of `web/src` beside it, those of `web/page` in `page/`,
 /// a file that leads there, the page's service worker with the list of them all, and the licences.
@@ -45,9 +50,19 @@ pub fn bundle(wasm: &Path, web: &Path) -> Result<(), String> {
     let mut bindgen = Bindgen::new();
     bindgen.input_path(wasm).out_name("tierflow").typescript(true).omit_default_module_path(false);
     bindgen.remove_name_section(true).remove_producers_section(true);
-    let made = bindgen.web(true).and_then(|bindgen| bindgen.generate(dist.join("wasm")));
-    made.map_err(|error| format!("cannot bind {}: {error:#}", wasm.display()))?;
+    write_wasm(&mut bindgen, &dist.join("wasm")).map_err(|error| format!("cannot bind {}: {error}", wasm.display()))?;
     finish_service_worker(&dist)
+}
+
+/// Writes the bindings, the wasm for one thread, and that for several.
+fn write_wasm(bindgen: &mut Bindgen, folder: &Path) -> Result<(), String> {
+    let mut output = bindgen.web(true).and_then(Bindgen::generate_output).map_err(|error| format!("{error:#}"))?;
+    output.emit(folder).map_err(|error| format!("{error:#}"))?;
+    let n_pages = shared::share_memory(output.wasm_mut())?;
+    let bindings = folder.join("tierflow.js");
+    let text = fs::read_to_string(&bindings).map_err(|error| error.to_string())?;
+    fs::write(&bindings, shared::bindings_for_both(&text, n_pages)?).map_err(|error| error.to_string())?;
+    fs::write(folder.join(SHARED), output.wasm_mut().emit_wasm()).map_err(|error| error.to_string())
 }
 
 /// Puts the service worker in its place, below a list of all files that the page may ask for.

@@ -4,6 +4,7 @@
 mod bundle;
 mod range;
 mod serve;
+mod shared;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -12,6 +12,8 @@ use crate::range::{Asked, asked};
 
 /// No request's head is longer.
 const MAX_HEAD_BYTES: u64 = 16 << 10;
+/// Isolate the page from other origins, so that its workers may share memory.
+const ISOLATION: &str = "Cross-Origin-Opener-Policy: same-origin\r\nCross-Origin-Embedder-Policy: require-corp\r\n";
 /// A connection that says nothing for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -105,7 +107,8 @@ fn answer(site: &Site, request: &Request, mut stream: &TcpStream) -> std::io::Re
         Asked::Part(part) => ("206 Partial Content", part),
         Asked::Beyond => return refuse(stream, "416 Range Not Satisfiable", &format!("Content-Range: bytes */{len}\r\n")),
     };
-    let mut head = format!("HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {}\r\n", type_of(&path), part.end - part.start);
+    let mut head =
+        format!("HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {}\r\n{ISOLATION}", type_of(&path), part.end - part.start);
     if status.starts_with("206") {
         head.push_str(&format!("Content-Range: bytes {}-{}/{len}\r\n", part.start, part.end - 1));
     }

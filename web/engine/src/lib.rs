@@ -1,5 +1,6 @@
 //! tierflow in a browser's worker: what JavaScript may call. Structured values cross as JSON text; errors are thrown as `Error`
-//! objects with a name. Everything runs on the worker's one thread, where a source may be read synchronously.
+//! objects with a name. Everything runs on the worker's one thread, where a source may be read synchronously; only parts of products and
+//! the like may be computed by other workers.
 
 mod embedding;
 mod engine;
@@ -12,6 +13,9 @@ mod options;
 mod prompt;
 mod request;
 mod source;
+// Elsewhere there is nobody to share with.
+#[cfg(target_arch = "wasm32")]
+mod threads;
 mod training;
 mod words;
 

@@ -63,9 +63,9 @@ async function unbundled() {
   return answer;
 }
 
-/** What a built page answers, served by itself. */
-async function answerOf(built) {
-  const server = await serve({ folder: built, model: MODEL, tiny: TINY });
+/** What a built page answers, served by itself; where it is `isolated`, with threads. */
+async function answerOf(built, isolated) {
+  const server = await serve({ folder: built, model: MODEL, tiny: TINY, isolated });
   try {
     const page = await browser.context.newPage();
     const errors = [];
@@ -99,7 +99,7 @@ const builds = {
 
 test('the package holds its licences and what it says of itself, and nothing of the page', () => {
   const holds = (name) => existsSync(join(folder, 'node_modules/tierflow', name));
-  for (const name of ['README.md', 'MIGRATING.md', 'dist/LICENSE-MIT', 'dist/LICENSE-APACHE', 'dist/index.d.ts', 'dist/wasm/tierflow_bg.wasm']) assert.ok(holds(name), name);
+  for (const name of ['README.md', 'MIGRATING.md', 'dist/LICENSE-MIT', 'dist/LICENSE-APACHE', 'dist/index.d.ts', 'dist/wasm/tierflow_bg.wasm', 'dist/wasm/tierflow_threads_bg.wasm']) assert.ok(holds(name), name);
   for (const name of ['dist/page', 'dist/sw.js', 'dist/index.html', 'tests', 'page']) assert.ok(!holds(name), name);
 });
 
@@ -107,7 +107,7 @@ for (const [name, build] of Object.entries(builds)) {
   test(`built with ${name}, the package answers as it does by itself`, async () => {
     const out = join(folder, `with-${name}`);
     build(out);
-    assert.equal(await answerOf(out), expected);
+    for (const isolated of [false, true]) assert.equal(await answerOf(out, isolated), expected);
   });
 }
 

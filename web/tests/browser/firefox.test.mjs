@@ -59,3 +59,34 @@ test('in Firefox the page opens again without a network, and answers with the mo
   assert.deepEqual(page.errors, []);
   await page.close();
 });
+
+test('in Firefox several threads say the same as one, with a model that is kept', IF_THERE, async () => {
+  const own = await start({ executablePath: FIREFOX, model: MODEL, tiny: TINY, isolated: true });
+  try {
+    const page = await open(own);
+    const said = [];
+    for (const threads of [1, 2]) {
+      const choice = await page.evaluate(
+        async ({ url, threads }) => {
+          const { Engine, init } = await import(new URL('../index.js', location.href).href);
+          await init({ threads });
+          const engine = new Engine();
+          await engine.load({ url, keep: true }, { device: 'cpu', ctx_size: 512 });
+          const messages = [{ role: 'user', content: 'word '.repeat(60) }];
+          const { choices } = await engine.chat.completions.create({ messages, temperature: 0, max_tokens: 12, logprobs: true });
+          engine.close();
+          return choices[0];
+        },
+        { url: `${own.server.address}/models/tiny.gguf`, threads },
+      );
+      said.push(choice);
+    }
+    assert.ok(own.server.requests.some(({ path }) => path === '/wasm/tierflow_threads_bg.wasm'));
+    assert.ok(said[0].logprobs.content.length > 3, JSON.stringify(said[0]));
+    assert.deepEqual(said[1], said[0]);
+    assert.deepEqual(page.errors, []);
+    await page.close();
+  } finally {
+    await own.close();
+  }
+});

@@ -42,11 +42,11 @@ const PICTURE_WIDTH = 600;
 
 /**
  * Starts a server and a browser with a profile of its own.
- * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}, serviceWorkers?: 'allow' | 'block'}} [options]
- *   `flags` are Chromium's
+ * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}, serviceWorkers?: 'allow' | 'block', isolated?: boolean}} [options]
+ *   `flags` are Chromium's; pages that are `isolated` may share memory
  */
-export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 }, serviceWorkers = 'block' } = {}) {
-  const server = await serve({ folder: DIST, model: MODEL, tiny: TINY, experts: EXPERTS, large: process.env.TIERFLOW_WEB_LARGE });
+export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 }, serviceWorkers = 'block', isolated = false } = {}) {
+  const server = await serve({ isolated, folder: DIST, model: MODEL, tiny: TINY, experts: EXPERTS, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
   const context = await chromium.launchPersistentContext(profile, {

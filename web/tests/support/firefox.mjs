@@ -12,9 +12,9 @@ const DIST = join(dirname(fileURLToPath(import.meta.url)), '../../dist');
 const NO_LIMIT = { timeout: 0 };
 const POLL_MS = 50;
 
-/** Starts a server and a browser with a profile of its own. */
-export async function start({ executablePath, model, tiny }) {
-  const server = await serve({ folder: DIST, model, tiny });
+/** Starts a server and a browser with a profile of its own; pages that are `isolated` may share memory. */
+export async function start({ executablePath, model, tiny, isolated = false }) {
+  const server = await serve({ folder: DIST, model, tiny, isolated });
   const context = await puppeteer.launch({ browser: 'firefox', executablePath, headless: true, protocolTimeout: 0 });
   const close = async () => {
     await context.close();

@@ -19,6 +19,9 @@ const TYPES = {
   '.json': 'application/json',
 };
 
+/** Keeps other origins apart from a page. */
+const ISOLATION = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
+
 /** What a server can do wrong; each is given the answer that would be right and changes it. */
 const ERRORS = {
   'no-ranges': (answer) => ({ ...answer, status: 200, first: 0, last: answer.size - 1, headers: without(answer.headers, 'Content-Range') }),
@@ -40,16 +43,17 @@ const ERRORS = {
 };
 
 /**
- * @param {{folder?: string, model: string, tiny?: string, experts?: string, large?: string, port?: number}} options `model`, `tiny` and `experts` are the
- *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`
+ * @param {{folder?: string, model: string, tiny?: string, experts?: string, large?: string, port?: number, isolated?: boolean}} options `model`, `tiny` and `experts` are the
+ *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`; pages that are `isolated` may share memory
  * @returns {Promise<{address: string, requests: {method: string, path: string, range?: string}[], close: () => void}>}
  */
-export async function serve({ folder, model, tiny, experts, large, port = 0 }) {
+export async function serve({ folder, model, tiny, experts, large, port = 0, isolated = false }) {
   const requests = [];
   const states = new Map();
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
     requests.push({ method: request.method, path, range: request.headers.range });
+    if (isolated) response.setHeaders(new Map(Object.entries(ISOLATION)));
     try {
       answer(request, response, path, { files: { folder, model, tiny, experts, large }, states });
     } catch {
