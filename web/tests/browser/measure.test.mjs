@@ -81,6 +81,31 @@ test('an entry that is cut short, or of another browser, version or format, is m
   }
 });
 
+test('the first, second and fourth answer correct what was measured, and the next visit knows it', async () => {
+  await visit({ device: 'cpu' }, { forget: true });
+  const page = await open(browser);
+  const counts = await page.evaluate(async (tiny) => {
+    const { Engine } = await import(new URL('../index.js', location.href).href);
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 256 });
+    const counts = [];
+    for (let n = 1; n <= 4; n += 1) {
+      // No token ends such an answer.
+      await engine.chat.completions.create({ messages: [{ role: 'user', content: `Number ${n}` }], regex: '[a-z]{40}', max_tokens: 16 });
+      const { rates } = JSON.parse(await (await (await (await navigator.storage.getDirectory()).getFileHandle('tierflow-rates.json')).getFile()).text());
+      const corrections = Object.values(JSON.parse(rates).rates).flatMap((device) => Object.entries(device.corrections ?? {}));
+      counts.push(Object.fromEntries(corrections.map(([aspect, samples]) => [aspect.split('.')[0], samples.length])));
+    }
+    return counts;
+  }, tiny);
+  assert.deepEqual(page.errors, []);
+  await page.close();
+  assert.deepEqual(counts.map(({ decode }) => decode), [1, 2, 2, 3], JSON.stringify(counts));
+  const { stages, devices } = await visit({ device: 'cpu' });
+  assert.deepEqual(stages, []);
+  assert.ok(Object.keys(devices.cpu.rates.corrections).some((aspect) => aspect.startsWith('decode.')), JSON.stringify(devices.cpu.rates));
+});
+
 test('a prompt is read where rates say that many tokens take less time than one', async () => {
   await visit({ device: 'cpu' }, { forget: true });
   const page = await open(browser);
