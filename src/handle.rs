@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::task::{Context, Poll};
 
@@ -25,12 +25,13 @@ use futures_channel::mpsc as tokens;
 use futures_channel::oneshot;
 use futures_core::Stream;
 
-use crate::engine::{Engine, LoadedModel};
+use crate::engine::{Engine, Histories, History, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, drafted, n_known};
 use crate::stream::{Batch, BatchToken, ExpertStatistics, Logits, LogitsRequest};
 use crate::text::{Pooling, Sampler};
+use crate::units::Bytes;
 
 /// Most unread steps of a stream: its generation pauses until they are read.
 pub const MAX_UNREAD: usize = 64;
@@ -56,6 +57,8 @@ struct Told {
     experts: Mutex<ExpertStatistics>,
     /// Tokens in the cache of each sequence of the plan.
     n_cached: Vec<AtomicUsize>,
+    /// Bytes of what is kept of sequences that made room for others.
+    of_histories: AtomicU64,
 }
 
 impl Told {
@@ -120,6 +123,8 @@ enum Command {
     Ask(Box<dyn FnOnce(&Engine) + Send>),
     /// Multiply LoRA adapters by these from now on.
     Scale(u32, Vec<f32>),
+    /// Keep so many bytes of sequences that make room for others.
+    KeepHistories(Bytes),
     /// Look again: a stream that was full is not any more.
     Wake,
 }
@@ -180,7 +185,7 @@ impl Engine {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
         let n_cached = (0..model.plan().n_seqs).map(|_| AtomicUsize::new(0)).collect();
-        let told = Arc::new(Told { experts: Mutex::default(), n_cached });
+        let told = Arc::new(Told { experts: Mutex::default(), n_cached, of_histories: AtomicU64::new(0) });
         let end = EngineEnd::default();
         let (ending, of_thread) = (Ending(end.clone()), Arc::clone(&told));
         let run = move || {
@@ -236,6 +241,20 @@ impl EngineHandle {
     /// [`Plan::sequence_bytes`](crate::plan::Plan::sequence_bytes).
     pub fn cached_tokens(&self) -> Vec<usize> {
         self.told.n_cached.iter().map(|n_cached| n_cached.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Lets host memory hold so many bytes of what is cached of sequences when another text takes their place: a text that goes on from one of
+    /// them later is not computed from its beginning. None by default.
+    ///
+    /// # Errors
+    /// [`Error::EngineGone`].
+    pub fn keep_histories(&self, limit: Bytes) -> Result<()> {
+        self.send(Command::KeepHistories(limit))
+    }
+
+    /// Bytes that these take after the last forward; waits for nothing.
+    pub fn history_bytes(&self) -> Bytes {
+        Bytes(self.told.of_histories.load(Ordering::Relaxed))
     }
 
     /// What is known of the model, for callers that outlive the handle.
@@ -429,6 +448,8 @@ struct EngineThread {
     sequences: Vec<SequenceState>,
     /// In the order of their turns.
     running: VecDeque<Running>,
+    /// What is kept of sequences that made room for others.
+    histories: Histories,
 }
 
 /// A sequence as the engine's thread keeps it.
@@ -536,7 +557,8 @@ impl Running {
 impl EngineThread {
     fn new(engine: Engine, reopen: Option<Reopen>, told: Arc<Told>) -> EngineThread {
         let sequences = (0..engine.plan().n_seqs).map(|_| SequenceState::default()).collect();
-        EngineThread { engine, reopen, told, n_losses: 0, is_lost: false, sequences, running: VecDeque::new() }
+        let (running, histories) = (VecDeque::new(), Histories::default());
+        EngineThread { engine, reopen, told, n_losses: 0, is_lost: false, sequences, running, histories }
     }
 
     /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
@@ -550,6 +572,7 @@ impl EngineThread {
             }
             self.running.retain(|running| !running.listener.is_gone());
             (0..).zip(&self.sequences).for_each(|(sequence, state)| self.told.note_cached(sequence, state.tokens.len()));
+            self.told.of_histories.store(self.histories.size().0, Ordering::Relaxed);
             if !self.running.iter().any(|running| running.listener.has_room()) {
                 match commands.recv() {
                     Ok(command) => self.execute(command),
@@ -567,7 +590,7 @@ impl EngineThread {
 
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
     fn reopened(self) -> Option<EngineThread> {
-        let EngineThread { engine, reopen, told, n_losses, mut sequences, mut running, .. } = self;
+        let EngineThread { engine, reopen, told, n_losses, mut sequences, mut running, mut histories, .. } = self;
         let scales: Vec<Vec<f32>> = (0..).take(sequences.len()).map(|sequence| engine.lora_scales(sequence).to_vec()).collect();
         // Two engines may have no room beside each other.
         drop(engine);
@@ -600,7 +623,9 @@ impl EngineThread {
             }
         }
         sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
-        Some(EngineThread { engine, reopen: Some(reopen), told, n_losses, is_lost: false, sequences, running })
+        // Another plan may have other devices.
+        histories.clear();
+        Some(EngineThread { engine, reopen: Some(reopen), told, n_losses, is_lost: false, sequences, running, histories })
     }
 
     /// Notes the loss of an adapter, where that is the error; whether the engine is opened again for it.
@@ -647,10 +672,21 @@ impl EngineThread {
             Command::Score(scoring) => self.score(scoring),
             Command::Ask(ask) => ask(&self.engine),
             Command::Scale(sequence, scales) => {
+                if self.engine.lora_scales(sequence) != scales
+                    && let Err(error) = self.keep_history(sequence, &[])
+                {
+                    self.note_loss(&error);
+                }
                 // They were checked where they were given.
                 if self.engine.set_lora_scales(sequence, &scales).unwrap_or(false) {
                     self.running.retain(|running| running.sequence != sequence);
                     self.sequences[sequence as usize].tokens.clear();
+                }
+            }
+            Command::KeepHistories(limit) => {
+                // A part of the model is not all that is kept.
+                if self.engine.check_whole().is_ok() {
+                    self.histories = Histories::new(limit);
                 }
             }
             Command::Wake => {}
@@ -711,7 +747,14 @@ impl EngineThread {
     }
 
     fn begin_one(&mut self, sequence: u32, known: Known, Request { prompt, sampler, options }: Request) -> Result<Begun> {
-        if let Some((from, n_tokens)) = known.elsewhere {
+        let n_cached = known.elsewhere.map_or(known.n_own, |(_, n_tokens)| n_tokens);
+        // It is taken before the sequence's own needs its room.
+        let history = self.history_of(sequence, &prompt, n_cached);
+        self.keep_history(sequence, &prompt)?;
+        if let Some(history) = history {
+            self.sequences[sequence as usize].tokens.clear();
+            self.sequences[sequence as usize].tokens = self.engine.give_back(sequence, &history)?;
+        } else if let Some((from, n_tokens)) = known.elsewhere {
             self.sequences[sequence as usize].tokens.clear();
             self.engine.copy_sequence(from, sequence, n_tokens)?;
             self.sequences[sequence as usize].tokens.extend_from_slice(&prompt[..n_tokens]);
@@ -719,6 +762,24 @@ impl EngineThread {
         let cached = &mut self.sequences[sequence as usize].tokens;
         let (state, due) = GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)?;
         Ok(Begun { state, due, draft: Vec::new(), prompt_is_reported: false })
+    }
+
+    /// Keeps what a sequence has cached, where `prompt` makes most of it void.
+    fn keep_history(&mut self, sequence: u32, prompt: &[u32]) -> Result<()> {
+        let tokens = &self.sequences[sequence as usize].tokens;
+        let is_worth_it = tokens.len() >= MIN_COPIED && n_known(tokens, prompt) * 2 < tokens.len();
+        let is_there = self.engine.n_reusable(sequence, tokens.len()) == tokens.len();
+        if is_worth_it && is_there && self.engine.bytes_kept_of(tokens.len()) <= self.histories.limit() {
+            self.histories.keep(platform::block_on(self.engine.kept_of(sequence, tokens))?);
+        }
+        Ok(())
+    }
+
+    /// Takes what was kept that has so much more than `n_cached` tokens of `prompt` that it is worth bringing back.
+    fn history_of(&mut self, sequence: u32, prompt: &[u32], n_cached: usize) -> Option<History> {
+        let is_recurrent = self.engine.prepared().model.is_recurrent();
+        let best = self.histories.best(self.engine.lora_scales(sequence), prompt, is_recurrent);
+        best.filter(|(_, n_alike)| *n_alike >= n_cached + MIN_COPIED).and_then(|(index, _)| self.histories.take(index))
     }
 
     /// What is cached of a sequence's next prompt, there and elsewhere.
@@ -895,7 +956,7 @@ fn refuse(commands: &mpsc::Receiver<Command>) {
             Command::Generate(running) => running.listener.send(Err(Error::EngineGone)),
             Command::Embed(_, _, reply) => drop(reply.send(Err(Error::EngineGone))),
             Command::Score(scoring) => drop(scoring.reply.send(Err(Error::EngineGone))),
-            Command::Ask(_) | Command::Close(_) | Command::Scale(..) | Command::Wake => {}
+            Command::Ask(_) | Command::Close(_) | Command::Scale(..) | Command::KeepHistories(_) | Command::Wake => {}
         }
     }
 }

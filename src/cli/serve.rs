@@ -11,13 +11,18 @@ use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_
 use crate::cli::plan_text::note_plan;
 use crate::cli::serve_many;
 use crate::cli::terminal::{Visibility, note};
+use crate::device::Device;
 use crate::engine::{Engine, Prepared};
 use crate::error::{Error, Result};
 use crate::lora::Scales;
 use crate::plan::PlanOptions;
-use crate::platform::asked_to_end;
+use crate::platform::{asked_to_end, host_memory};
 use crate::server::{ApiKey, ServerSettings, serve};
+use crate::units::Bytes;
 
+/// Of the host's memory, the share that conversations without a sequence have by default, and the most of it: llama.cpp's default.
+const CACHE_RAM_SHARE: u64 = 16;
+const MAX_CACHE_RAM: Bytes = Bytes::gib(8);
 /// Sequences where no number was asked for: as many as llama.cpp's server has.
 const N_SEQS: usize = 4;
 /// Threads that read requests; their texts go through template and tokenizer there.
@@ -184,8 +189,16 @@ pub(super) fn shared_settings(args: &ServeArgs) -> Result<ServerSettings> {
         n_waiting: args.queue as usize,
         sampling: args.sampling.flags()?,
         speculation: args.placement.drafts.speculation(),
+        cache_ram: cache_ram(args),
         ..ServerSettings::default()
     })
+}
+
+/// What was asked for; by default a share of the host's memory, but nothing beside a budget of it.
+fn cache_ram(args: &ServeArgs) -> Bytes {
+    let has_budget = args.placement.max_memory.as_ref().is_some_and(|budgets| budgets.get(Device::Cpu).is_some());
+    let by_default = || if has_budget { Bytes::ZERO } else { MAX_CACHE_RAM.min(Bytes(host_memory().total.0 / CACHE_RAM_SHARE)) };
+    args.cache_ram.unwrap_or_else(by_default)
 }
 
 /// The name that a model is asked for by, and its other ones. It is called as it was asked for: by the alias, by its name on the hub, else

@@ -104,7 +104,7 @@ impl Engine {
 
     /// # Errors
     /// [`Error::InvalidArgument`] where other machines compute a part of the model.
-    pub(super) fn check_whole(&self) -> Result<()> {
+    pub(crate) fn check_whole(&self) -> Result<()> {
         if self.later.is_none() && self.prepared().model.is_whole() {
             return Ok(());
         }

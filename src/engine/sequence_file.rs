@@ -62,8 +62,7 @@ impl Engine {
         writer.put(&as_json);
         writer.put(&tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
         for mark in &header.layers {
-            let kept = self.executors.read_layer(mark.layer, sequence, tokens.len()).await;
-            writer.put(&kept.map_err(|error| self.executors.cause_of(error))?);
+            writer.put(&self.kept_of_layer(mark.layer, sequence, tokens.len()).await?);
         }
         let checksum = writer.checksum.0.to_le_bytes();
         writer.put(&checksum);

@@ -41,7 +41,8 @@ pub(super) struct App {
 
 impl App {
     pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, metrics: Arc<Metrics>) -> Result<App> {
-        let ServerSettings { model_name, other_names, n_waiting, sampling, speculation, .. } = settings;
+        let ServerSettings { model_name, other_names, n_waiting, sampling, speculation, cache_ram, .. } = settings;
+        engine.keep_histories(cache_ram)?;
         let loras = Loras::of(&engine);
         let pool = Arc::new(Pool::new(&engine, n_waiting, &loras.defaults()).await?);
         let facts = Facts::of(&engine);
@@ -70,6 +71,7 @@ impl App {
             n_cached: cached.iter().sum(),
             cached: cached.iter().map(|n_tokens| plan.sequence_bytes(model, *n_tokens)).sum(),
             cache_size: plan.kv_cache_bytes(),
+            histories: self.engine.history_bytes(),
             experts: self.engine.expert_statistics(),
         }
     }

@@ -37,6 +37,8 @@ pub(super) struct Gauges {
     pub(super) cached: Bytes,
     /// Bytes that the caches have.
     pub(super) cache_size: Bytes,
+    /// Bytes of conversations that left them.
+    pub(super) histories: Bytes,
     /// What expert caches were asked for.
     pub(super) experts: ExpertStatistics,
 }
@@ -49,6 +51,7 @@ impl Sum for Gauges {
             n_cached: sum.n_cached + one.n_cached,
             cached: sum.cached + one.cached,
             cache_size: sum.cache_size + one.cache_size,
+            histories: sum.histories + one.histories,
             experts: [sum.experts, one.experts].into_iter().sum(),
         })
     }
@@ -89,7 +92,7 @@ impl Metrics {
 
     /// All of them as text, with what is so now.
     pub(super) fn text(&self, now: &Gauges) -> String {
-        let Gauges { n_leased, n_waiting, n_cached, cached, cache_size, experts } = now;
+        let Gauges { n_leased, n_waiting, n_cached, cached, cache_size, histories, experts } = now;
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
             text.push_str(&format!("# HELP tierflow_{name} {help}\n# TYPE tierflow_{name} {kind}\n"));
@@ -127,6 +130,7 @@ impl Metrics {
         family("kv_cache_tokens", "gauge", "Tokens in the KV cache.", &[("", *n_cached as u64)]);
         family("kv_cache_used_bytes", "gauge", "Bytes of the KV cache that these tokens take.", &[("", cached.0)]);
         family("kv_cache_size_bytes", "gauge", "Bytes of the KV cache, as planned.", &[("", cache_size.0)]);
+        family("kept_histories_bytes", "gauge", "Bytes of conversations that left the KV cache, in host memory.", &[("", histories.0)]);
         text
     }
 }

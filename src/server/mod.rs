@@ -44,6 +44,7 @@ use crate::error::{Error, Result};
 use crate::handle::EngineHandle;
 use crate::session::Speculation;
 use crate::text::SamplingFlags;
+use crate::units::Bytes;
 use app::App;
 pub use batch::{BatchAnswer, answer_batch};
 pub use guard::ApiKey;
@@ -74,6 +75,8 @@ pub struct ServerSettings {
     pub sampling: SamplingFlags,
     /// Whether tokens of answers are drafted.
     pub speculation: Speculation,
+    /// Host memory for what is cached of conversations whose sequences others take ([`EngineHandle::keep_histories`]).
+    pub cache_ram: Bytes,
 }
 
 /// Answers requests on `listener` until `stop` is ready, then finishes the answers under way, and returns. All sequences of the plan are

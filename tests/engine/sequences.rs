@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tierflow::Sequence;
 use tierflow::device::Device;
 use tierflow::engine::Engine;
 use tierflow::error::Error;
@@ -9,10 +10,11 @@ use tierflow::plan::{KvDType, PlanOptions, ResidentLayers};
 use tierflow::session::{FinishReason, GenerateOptions, Session};
 use tierflow::stream::{Logits, LogitsRequest};
 use tierflow::text::{Sampler, SamplingSettings};
+use tierflow::units::Bytes;
 use xtask::models::LlamaShape;
 
 use crate::common::{Random, bits};
-use crate::stream::{GPU, executor_sets, model_of, open, options, test_model, tokens};
+use crate::stream::{GPU, at_most, executor_sets, model_of, open, options, test_model, tokens};
 
 fn ids(sequence: u32, n_tokens: u32) -> Vec<u32> {
     tokens(sequence, n_tokens).into_iter().map(|token| token.token).collect()
@@ -88,6 +90,53 @@ fn recurrent_states_are_saved_with_their_sequence() {
             pollster::block_on(session.load(&file)).unwrap();
             assert_eq!(append(&mut session, &[5, 3]), expected, "{name} on {device:?}");
         }
+    }
+}
+
+#[test]
+fn a_text_whose_sequence_another_took_goes_on_where_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let tiny = model_of(&LlamaShape { sliding_window: Some(9), ..LlamaShape::tiny() });
+    let recurrent = crate::models::families::written(root.path(), "lfm2");
+    for (path, executors) in executor_sets().into_iter().flat_map(|executors| [(tiny.path(), executors), (&*recurrent, executors)]) {
+        if path == recurrent && executors.len() > 1 {
+            continue;
+        }
+        let handle = |limit: Bytes| {
+            let options = PlanOptions { ctx_size: Some(128), n_seqs: 1, ubatch_size: Some(16), ..options() };
+            let builder = Engine::builder(path).compute_on(executors.iter().copied()).text(tierflow::engine::TextFiles::Skip);
+            let handle = pollster::block_on(builder.virtual_gpus(2).plan_options(options).open()).unwrap().spawn().unwrap();
+            handle.keep_histories(limit).unwrap();
+            handle
+        };
+        // The tokens of an answer, and how many of its prompt were computed.
+        let answer = |sequence: &mut Sequence, prompt: &[u32]| {
+            let mut stream = sequence.generate(prompt.to_vec(), greedy(), at_most(6)).unwrap();
+            let mut found = Vec::new();
+            while let Some(step) = pollster::block_on(stream.next()).unwrap() {
+                found.push(step.token);
+            }
+            (found, stream.n_prompt())
+        };
+        // Both models know these.
+        let ids = |sequence, n_tokens| ids(sequence, n_tokens).into_iter().map(|token| token % 256).collect::<Vec<u32>>();
+        let (one, other) = (ids(0, 40), ids(1, 50));
+        let (keeping, small, fresh) = (handle(Bytes::mib(16)), handle(Bytes(100)), handle(Bytes::ZERO));
+        let mut sequence = pollster::block_on(keeping.sequence()).unwrap();
+        let first = answer(&mut sequence, &one).0;
+        answer(&mut sequence, &other);
+        assert!(keeping.history_bytes() > Bytes::ZERO);
+        let next = [&one[..], &first, &ids(2, 7)].concat();
+        let (again, n_computed) = answer(&mut sequence, &next);
+        let mut alone = pollster::block_on(fresh.sequence()).unwrap();
+        assert_eq!((again, n_computed), (answer(&mut alone, &next).0, 8), "{path:?} on {executors:?}");
+        // The other one comes back, too; where nothing has room, all is computed.
+        let back = [&other[..], &ids(3, 9)].concat();
+        let n_of_other = if path == recurrent { 59 } else { 9 };
+        assert_eq!(answer(&mut sequence, &back), (answer(&mut alone, &back).0, n_of_other), "{path:?} on {executors:?}");
+        let mut sequence = pollster::block_on(small.sequence()).unwrap();
+        let n_computed = [&one, &other, &one].map(|prompt| answer(&mut sequence, prompt).1);
+        assert_eq!(n_computed, [40, 50, 40]);
     }
 }
 

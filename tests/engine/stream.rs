@@ -1,7 +1,7 @@
 //! The executors in earnest, on a tiny model: sequences side by side, prompts in parts, and engines that are dropped midway.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -32,6 +32,12 @@ const TOLERANCE: f32 = 2e-5;
 pub struct TestModel {
     _folder: tempfile::TempDir,
     path: PathBuf,
+}
+
+impl TestModel {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 pub fn test_model(sliding_window: Option<usize>) -> TestModel {

@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Command};
 /// The groups of options by clap's names for them. Options in none of them are about the output; words stand before all groups.
 const GROUPS: [(&str, &str); 8] = [
     ("Model", "model_flag hf_repo hf_file revision force alias"),
-    ("Server", "host port api_key allow_remote cors queue embeddings models_dir keep_alive"),
+    ("Server", "host port api_key allow_remote cors queue cache_ram embeddings models_dir keep_alive"),
     ("Prompt", "prompt file stdin system system_file tokens raw think no_think hide_thinking no_special no_parse_special"),
     ("Tests", "n_prompt n_gen pg n_depth repetitions"),
     (
@@ -33,7 +33,7 @@ const RARE: &str = "lora model_flag hf_repo hf_file system_file stdin raw no_par
                     ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
                     slots upload n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
                     steps truncate packing seq_len save_every accumulate train_on lora_alpha dtype modules_to_save mixed_precision dropout scheduler warmup optimizer weight_decay grad_clip \
-                    eval_data eval_every logging_dir export_plan trace cache_save cache_load context_shift keep no_context_shift no_history think no_think hide_thinking alias cors queue embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
+                    eval_data eval_every logging_dir export_plan trace cache_save cache_load context_shift keep no_context_shift no_history think no_think hide_thinking alias cors queue cache_ram embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
 
 /// What `-h` of one command leaves out besides.
 const RARE_IN: [(&str, &str); 1] = [("plan", "batch lora_r target full")];

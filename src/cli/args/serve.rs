@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::model::{ModelArgs, PlacementArgs};
+use super::parse_value;
 use super::sampling::SamplingArgs;
 use crate::server::KeepAlive;
+use crate::units::Bytes;
 
 /// `tierflow serve`
 #[derive(Debug, Clone, Args)]
@@ -44,6 +46,11 @@ pub struct ServeArgs {
     /// Requests that may wait for a sequence; more are refused
     #[arg(long, env = "TIERFLOW_QUEUE", default_value_t = 64, value_name = "N")]
     pub queue: u32,
+    /// Host memory for conversations whose sequences others took, as in 2GiB; a bare number is MiB, 0 keeps none
+    ///
+    /// One that comes back goes on where it was. By default a sixteenth of the memory, 8 GiB at most, or none beside a budget of cpu.
+    #[arg(long, env = "TIERFLOW_CACHE_RAM", value_name = "SIZE", value_parser = parse_cache_ram)]
+    pub cache_ram: Option<Bytes>,
     /// Name under which the model is asked for, instead of its file's
     #[arg(long, env = "TIERFLOW_ALIAS", value_name = "NAME")]
     pub alias: Option<String>,
@@ -68,6 +75,14 @@ pub struct Key(pub String);
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Key(hidden)")
+    }
+}
+
+/// Reads a size, or MiB as llama.cpp has them.
+fn parse_cache_ram(text: &str) -> Result<Bytes, String> {
+    match text.trim().parse::<u32>() {
+        Ok(n_mib) => Ok(Bytes::mib(n_mib.into())),
+        Err(_) => parse_value(text),
     }
 }
 

@@ -140,6 +140,27 @@ fn a_conversation_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_conversation_that_lost_its_sequence_goes_on_where_it_was() {
+    let home = Home::new();
+    let ask = |server: &Server, text: &str| {
+        let answer = server.json("/v1/completions", &json!({ "prompt": text, "temperature": 0, "max_tokens": 2 }));
+        let n_cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (n_cached, answer["choices"][0]["text"].clone())
+    };
+    let [one, other] = ["one long conversation with many turns ", "what somebody else has to say "].map(|text| text.repeat(8));
+    let keeping = Server::start(&home, &home.folder_model(), &["-np", "1", "--cache-ram", "64"]);
+    let forgetful = Server::start(&home, &home.folder_model(), &["-np", "1", "--cache-ram", "0"]);
+    for text in [&one, &other] {
+        assert_eq!((ask(&keeping, text).0, ask(&forgetful, text).0), (0, 0));
+    }
+    assert!(keeping.metric("tierflow_kept_histories_bytes") > 0 && forgetful.metric("tierflow_kept_histories_bytes") == 0);
+    let (n_cached, text) = ask(&keeping, &(one.clone() + "and on"));
+    let (n_without, expected) = ask(&forgetful, &(one.clone() + "and on"));
+    assert!(n_cached > 50 && n_without == 0, "{n_cached} {n_without}");
+    assert_eq!(text, expected);
+}
+
+#[test]
 fn a_question_beside_it_costs_a_conversation_no_cache() {
     let home = Home::new();
     let server = Server::start(&home, &home.folder_model(), &["--parallel", "2"]);
