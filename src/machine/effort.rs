@@ -28,7 +28,7 @@ impl Effort {
         let (secs_per_run, disk_secs, n_runs, secs) = match measure {
             Measure::Never => return None,
             // Somebody waits for the page, and clocks of browsers are coarse.
-            Measure::Quick if !platform::MAY_BLOCK => (0.01, 0.0, 3, 0.3),
+            Measure::Quick if !platform::MAY_BLOCK => (0.01, 0.0, 24, 0.6),
             Measure::Quick => (0.005, 0.25, 5, 0.8),
             Measure::Full | Measure::Tune => (0.03, 1.5, 9, 8.0),
         };
@@ -40,6 +40,16 @@ impl Effort {
     pub(super) fn part(&self, part: f64) -> Effort {
         let length = self.length.mul_f64(part);
         Effort { length, deadline: Cell::new(Instant::now() + length), ..*self }
+    }
+
+    /// The effort of one of `n` figures, where each has its share of the time: in a browser, so that the last ones are not measured in a hurry.
+    pub(super) fn of_figure(&self, n: usize) -> Option<Effort> {
+        (!platform::MAY_BLOCK).then(|| self.part(1.0 / n as f64))
+    }
+
+    /// Whether code runs that nothing is known of yet: a browser compiles it anew, and better, once it has run for a while.
+    pub(super) fn is_warming_up(&self) -> bool {
+        !platform::MAY_BLOCK && Instant::now() + self.length.mul_f64(0.6) < self.deadline.get()
     }
 
     /// The effort of a search for the fastest kernels: on hardware, whose best shapes nobody knows, longer than for all rates together;

@@ -1,5 +1,6 @@
 // The worker: holds the engine's wasm, the open model and the loaded one. Files are read here, synchronously, while the GPU
-// computes elsewhere. The same script is what helps such a worker with its products. Requests that touch the engine take turns; what only looks (trace, memory, storage) does not wait.
+// computes elsewhere. Requests that touch the engine take turns; what only looks (trace, memory, storage) does not wait. The same
+// script is what helps such a worker with its products.
 
 import { InvalidArgumentError, TierflowError, abortError, toPlain } from './errors.js';
 import { sameSources } from './describe.js';
