@@ -36,8 +36,8 @@ pub enum Measure {
     /// Only what was measured before.
     Never,
     /// What was measured before, else measured now: about two seconds for an adapter besides what compiling its kernels takes, and
-    /// half of one for the host and the disk. Of an adapter's products, those in the dtypes that are asked for. In a browser, half a
-    /// second for each beside compiling, without the disk, and of the host too those dtypes alone.
+    /// half of one for the host and the disk. Of an adapter's products, those in the dtypes that are asked for. In a browser, less than
+    /// a second for each beside compiling, without the disk, and of the host too those dtypes alone.
     Quick,
     /// Measured now, even where rates are known: some seconds for each device.
     Full,
