@@ -14,6 +14,8 @@
 //!
 //! [`MAX_TOKENS_TOGETHER`]: crate::stream::MAX_TOKENS_TOGETHER
 
+mod histories;
+
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::pin::Pin;
@@ -25,7 +27,8 @@ use futures_channel::mpsc as tokens;
 use futures_channel::oneshot;
 use futures_core::Stream;
 
-use crate::engine::{Engine, Histories, History, LoadedModel};
+use self::histories::{Histories, History};
+use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, drafted, n_known};
@@ -753,7 +756,7 @@ impl EngineThread {
         self.keep_history(sequence, &prompt)?;
         if let Some(history) = history {
             self.sequences[sequence as usize].tokens.clear();
-            self.sequences[sequence as usize].tokens = self.engine.give_back(sequence, &history)?;
+            self.sequences[sequence as usize].tokens = history.give_back(&mut self.engine, sequence)?;
         } else if let Some((from, n_tokens)) = known.elsewhere {
             self.sequences[sequence as usize].tokens.clear();
             self.engine.copy_sequence(from, sequence, n_tokens)?;
@@ -768,9 +771,8 @@ impl EngineThread {
     fn keep_history(&mut self, sequence: u32, prompt: &[u32]) -> Result<()> {
         let tokens = &self.sequences[sequence as usize].tokens;
         let is_worth_it = tokens.len() >= MIN_COPIED && n_known(tokens, prompt) * 2 < tokens.len();
-        let is_there = self.engine.n_reusable(sequence, tokens.len()) == tokens.len();
-        if is_worth_it && is_there && self.engine.bytes_kept_of(tokens.len()) <= self.histories.limit() {
-            self.histories.keep(platform::block_on(self.engine.kept_of(sequence, tokens))?);
+        if is_worth_it && let Some(history) = platform::block_on(History::of(&mut self.engine, sequence, tokens, self.histories.limit()))? {
+            self.histories.keep(history);
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 mod draft_model;
 mod drafts;
 mod embed;
-mod histories;
 mod inspection;
 mod later;
 mod learn;
@@ -33,7 +32,6 @@ use crate::units::Bytes;
 pub(crate) use draft_model::DraftWish;
 use draft_model::{DraftModel, Timings};
 pub use embed::normalized;
-pub(crate) use histories::{Histories, History};
 pub use inspection::{AtDType, Inspection, Named, Needs};
 pub use later::{LaterLogits, LaterStages, StageRequest, StageRequests, batch_of_hidden, requests_to_later_stages};
 pub use learn::Observed;

@@ -62,7 +62,7 @@ impl Engine {
         writer.put(&as_json);
         writer.put(&tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
         for mark in &header.layers {
-            writer.put(&self.kept_of_layer(mark.layer, sequence, tokens.len()).await?);
+            writer.put(&self.read_layer(mark.layer, sequence, tokens.len()).await?);
         }
         let checksum = writer.checksum.0.to_le_bytes();
         writer.put(&checksum);
@@ -97,23 +97,57 @@ impl Engine {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(reader.invalid(format!("has token {token}, and the model knows {vocab_size}")));
         }
-        self.cached.set(sequence, 0);
-        for mark in &header.layers {
-            let kept = reader.take(mark.n_bytes)?;
-            let written = self.executors.write_layer(mark.layer, sequence, header.n_tokens, &kept);
-            written.map_err(|error| self.executors.cause_of(error))?;
-        }
+        let layers = header.layers.iter().map(|mark| Ok((mark.layer, reader.take(mark.n_bytes)?)));
+        self.write_layers(sequence, header.n_tokens, layers)?;
         let checksum = reader.checksum;
         if reader.number()? != checksum.0 {
             return Err(reader.invalid("is damaged: its checksum is another one"));
         }
-        self.cached.set(sequence, tokens.len());
+        self.note_cached(sequence, tokens.len());
         Ok(tokens)
+    }
+
+    /// By layer, of which something is kept: how its device stores it, and bytes of the first `n_tokens` of a sequence.
+    pub(crate) fn kept_of_layers(&self, n_tokens: usize) -> Vec<(usize, String, u64)> {
+        self.executors.kept_of_layers(self.config().n_layers, n_tokens)
+    }
+
+    /// What is kept of the first `n_tokens` of a sequence in one layer.
+    ///
+    /// # Errors
+    /// Those of the devices.
+    pub(crate) async fn read_layer(&mut self, layer: usize, sequence: u32, n_tokens: usize) -> Result<Vec<u8>> {
+        let kept = self.executors.read_layer(layer, sequence, n_tokens).await;
+        kept.map_err(|error| self.executors.cause_of(error))
+    }
+
+    /// Puts back what [`Engine::read_layer`] gave of layers. Nothing of the sequence counts as cached until that is [noted](Engine::note_cached).
+    ///
+    /// # Errors
+    /// Those of the devices, and of `layers`.
+    pub(crate) fn write_layers(
+        &mut self,
+        sequence: u32,
+        n_tokens: usize,
+        layers: impl Iterator<Item = Result<(usize, Vec<u8>)>>,
+    ) -> Result<()> {
+        self.note_cached(sequence, 0);
+        for layer in layers {
+            let (layer, kept) = layer?;
+            let written = self.executors.write_layer(layer, sequence, n_tokens, &kept);
+            written.map_err(|error| self.executors.cause_of(error))?;
+        }
+        Ok(())
+    }
+
+    /// From now on the first `n_tokens` positions of a sequence count as cached.
+    pub(crate) fn note_cached(&mut self, sequence: u32, n_tokens: usize) {
+        self.cached.set(sequence, n_tokens);
     }
 
     /// That of a file with so many tokens of a sequence.
     fn header(&self, sequence: u32, n_tokens: usize) -> Result<Header> {
-        let layers = self.executors.kept_of_layers(self.config().n_layers, n_tokens);
+        let layers = self.kept_of_layers(n_tokens);
         Ok(Header {
             model: self.config().name.clone(),
             weights: weights_mark(&self.model.prepared, self.lora_scales(sequence))?,

@@ -3,73 +3,55 @@
 
 use std::collections::VecDeque;
 
-use super::Engine;
-use crate::error::{Error, Result};
+use crate::engine::Engine;
+use crate::error::Result;
 use crate::session::n_known;
 use crate::units::Bytes;
 
 /// The cache of one sequence, as its devices store it.
-pub(crate) struct History {
+pub(super) struct History {
     tokens: Vec<u32>,
     /// What the sequence multiplied LoRA adapters by.
     lora_scales: Vec<f32>,
     /// By layer.
     layers: Vec<(usize, Vec<u8>)>,
+    /// What these take.
+    size: Bytes,
 }
 
 impl History {
-    /// What it takes, but for its tokens' numbers.
-    fn size(&self) -> Bytes {
-        self.layers.iter().map(|(_, kept)| Bytes(kept.len() as u64)).sum()
-    }
-}
-
-impl Engine {
-    /// Bytes that [`Engine::kept_of`] reads of so many tokens.
-    pub(crate) fn bytes_kept_of(&self, n_tokens: usize) -> Bytes {
-        self.executors.kept_of_layers(self.config().n_layers, n_tokens).into_iter().map(|(.., n_bytes)| Bytes(n_bytes)).sum()
-    }
-
-    /// What is kept of `tokens`, which are cached as `sequence`.
+    /// What is kept of `tokens` as `sequence`; `None` where not all of them are cached, or that is more than `most`.
     ///
     /// # Errors
-    /// Those of the devices; [`Error::Internal`] where the tokens are not cached.
-    pub(crate) async fn kept_of(&mut self, sequence: u32, tokens: &[u32]) -> Result<History> {
-        self.check_whole()?;
-        if self.n_reusable(sequence, tokens.len()) < tokens.len() {
-            return Err(Error::internal("a sequence was to be kept that is not cached"));
+    /// Those of the devices.
+    pub(super) async fn of(engine: &mut Engine, sequence: u32, tokens: &[u32], most: Bytes) -> Result<Option<History>> {
+        let of_layers = engine.kept_of_layers(tokens.len());
+        let size: Bytes = of_layers.iter().map(|(.., n_bytes)| Bytes(*n_bytes)).sum();
+        if size > most || engine.n_reusable(sequence, tokens.len()) < tokens.len() {
+            return Ok(None);
         }
-        let mut layers = Vec::new();
-        for (layer, ..) in self.executors.kept_of_layers(self.config().n_layers, tokens.len()) {
-            layers.push((layer, self.kept_of_layer(layer, sequence, tokens.len()).await?));
+        let mut layers = Vec::with_capacity(of_layers.len());
+        for (layer, ..) in of_layers {
+            layers.push((layer, engine.read_layer(layer, sequence, tokens.len()).await?));
         }
-        Ok(History { tokens: tokens.to_vec(), lora_scales: self.lora_scales(sequence).to_vec(), layers })
+        Ok(Some(History { tokens: tokens.to_vec(), lora_scales: engine.lora_scales(sequence).to_vec(), layers, size }))
     }
 
-    /// What is kept of the first `n_tokens` of a sequence in one layer.
-    pub(super) async fn kept_of_layer(&mut self, layer: usize, sequence: u32, n_tokens: usize) -> Result<Vec<u8>> {
-        let kept = self.executors.read_layer(layer, sequence, n_tokens).await;
-        kept.map_err(|error| self.executors.cause_of(error))
-    }
-
-    /// Gives it back to `sequence`, in place of its own; the tokens that are cached then.
+    /// Goes back to `sequence`, in place of its own; the tokens that are cached then.
     ///
     /// # Errors
     /// Those of the devices. Nothing of the sequence is cached then.
-    pub(crate) fn give_back(&mut self, sequence: u32, history: &History) -> Result<Vec<u32>> {
-        self.cached.set(sequence, 0);
-        for (layer, kept) in &history.layers {
-            let written = self.executors.write_layer(*layer, sequence, history.tokens.len(), kept);
-            written.map_err(|error| self.executors.cause_of(error))?;
-        }
-        self.cached.set(sequence, history.tokens.len());
-        Ok(history.tokens.clone())
+    pub(super) fn give_back(self, engine: &mut Engine, sequence: u32) -> Result<Vec<u32>> {
+        let layers = self.layers.into_iter().map(Ok);
+        engine.write_layers(sequence, self.tokens.len(), layers)?;
+        engine.note_cached(sequence, self.tokens.len());
+        Ok(self.tokens)
     }
 }
 
 /// As many of them as there is room for; those that were used longest ago go first.
 #[derive(Default)]
-pub(crate) struct Histories {
+pub(super) struct Histories {
     /// Bytes that they may take.
     limit: Bytes,
     /// The latest one comes last.
@@ -78,24 +60,24 @@ pub(crate) struct Histories {
 
 impl Histories {
     /// None, with room for so many bytes of them.
-    pub(crate) fn new(limit: Bytes) -> Histories {
+    pub(super) fn new(limit: Bytes) -> Histories {
         Histories { limit, all: VecDeque::new() }
     }
 
     /// Bytes that they may take.
-    pub(crate) fn limit(&self) -> Bytes {
+    pub(super) fn limit(&self) -> Bytes {
         self.limit
     }
 
     /// Bytes that they take.
-    pub(crate) fn size(&self) -> Bytes {
-        self.all.iter().map(History::size).sum()
+    pub(super) fn size(&self) -> Bytes {
+        self.all.iter().map(|history| history.size).sum()
     }
 
     /// Keeps one more. Those that it goes on from go, and as many others as it takes the room of.
-    pub(crate) fn keep(&mut self, history: History) {
+    pub(super) fn keep(&mut self, history: History) {
         self.all.retain(|other| other.lora_scales != history.lora_scales || !history.tokens.starts_with(&other.tokens));
-        let Some(rest) = self.limit.0.checked_sub(history.size().0) else { return };
+        let Some(rest) = self.limit.0.checked_sub(history.size.0) else { return };
         while self.size().0 > rest {
             self.all.pop_front();
         }
@@ -103,7 +85,7 @@ impl Histories {
     }
 
     /// The one with the most of `prompt`, and how many tokens that are. Where states are recurrent, those after all of its tokens count alone.
-    pub(crate) fn best(&self, lora_scales: &[f32], prompt: &[u32], is_recurrent: bool) -> Option<(usize, usize)> {
+    pub(super) fn best(&self, lora_scales: &[f32], prompt: &[u32], is_recurrent: bool) -> Option<(usize, usize)> {
         let n_alike = |history: &History| {
             let n_alike = if history.lora_scales == lora_scales { n_known(&history.tokens, prompt) } else { 0 };
             if is_recurrent && n_alike < history.tokens.len() { 0 } else { n_alike }
@@ -112,12 +94,12 @@ impl Histories {
     }
 
     /// Takes one out.
-    pub(crate) fn take(&mut self, index: usize) -> Option<History> {
+    pub(super) fn take(&mut self, index: usize) -> Option<History> {
         self.all.remove(index)
     }
 
     /// Forgets all.
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.all.clear();
     }
 }
@@ -127,7 +109,8 @@ mod tests {
     use super::*;
 
     fn history(tokens: &[u32], scale: f32) -> History {
-        History { tokens: tokens.to_vec(), lora_scales: vec![scale], layers: vec![(0, vec![0; tokens.len()]), (2, vec![0; tokens.len()])] }
+        let layers = [0, 2].map(|layer| (layer, vec![0; tokens.len()])).into();
+        History { tokens: tokens.to_vec(), lora_scales: vec![scale], layers, size: Bytes(2 * tokens.len() as u64) }
     }
 
     #[test]
