@@ -83,8 +83,7 @@ impl Rows<'_> {
 
     /// Refuses what would become infinite or no number.
     fn check(&self, values: &[f32]) -> Result<()> {
-        // The largest number that is rounded down to the largest half.
-        let most = if self.dtype == DType::F16 { 65_519.0 } else { f32::MAX };
+        let most = self.dtype.largest();
         let Some(value) =
             values.par_chunks(4096).find_map_any(|values| values.iter().find(|value| value.is_nan() || value.abs() > most).copied())
         else {

@@ -36,6 +36,12 @@ impl DType {
         })
     }
 
+    /// The largest number that does not become infinite in F16, where that is the dtype.
+    pub(crate) fn largest(self) -> f32 {
+        // It is rounded down to the largest half.
+        if self == DType::F16 { 65_519.0 } else { f32::MAX }
+    }
+
     /// Encodes whole blocks of finite values into `output`, which must have exactly their bytes. Values beyond the range of F16 or of
     /// its scales become infinite.
     ///

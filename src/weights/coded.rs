@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::derived::DerivedMatrix;
+use super::derived::{DerivedMatrix, Wanted};
 use crate::dtype::Floats;
 use crate::error::Result;
 use crate::platform::{self, ByteSource};
@@ -82,19 +82,13 @@ impl DerivedMatrix for CodedMatrix {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let width = self.floats.size_bytes() as u64;
         let (first, last) = (offset / width, (offset + buffer.len() as u64).div_ceil(width));
-        let mut index = first;
+        let (mut wanted, mut index) = (Wanted { offset, buffer }, first);
         while index < last {
             let end = (index + VALUES_AT_ONCE).min(last);
             let values = self.values(index, end)?;
             for (value, index) in values.iter().zip(index..) {
                 let (wide, half) = (value.to_le_bytes(), self.half_bytes(*value));
-                let bytes = if width == SCALE_BYTES { &wide[..] } else { &half };
-                // The first and the last value may lie here in part.
-                for (at, byte) in (index * width..).zip(bytes) {
-                    if let Some(target) = at.checked_sub(offset).and_then(|at| buffer.get_mut(at as usize)) {
-                        *target = *byte;
-                    }
-                }
+                wanted.put(index * width, if width == SCALE_BYTES { &wide } else { &half });
             }
             index = end;
         }

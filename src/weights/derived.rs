@@ -20,6 +20,23 @@ pub(crate) trait DerivedMatrix: fmt::Debug + Send + Sync {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 }
 
+/// A part of a matrix, which is filled with what of each block lies in it.
+pub(super) struct Wanted<'a> {
+    pub(super) offset: u64,
+    pub(super) buffer: &'a mut [u8],
+}
+
+impl Wanted<'_> {
+    /// Takes what is wanted of `block`, which begins at byte `at` of the matrix.
+    pub(super) fn put(&mut self, at: u64, block: &[u8]) {
+        let (begin, end) = (at.max(self.offset), (at + block.len() as u64).min(self.offset + self.buffer.len() as u64));
+        if begin < end {
+            let target = (begin - self.offset) as usize..(end - self.offset) as usize;
+            self.buffer[target].copy_from_slice(&block[(begin - at) as usize..(end - at) as usize]);
+        }
+    }
+}
+
 /// The matrices, one behind the other.
 #[derive(Debug, Default)]
 pub(crate) struct DerivedFile {

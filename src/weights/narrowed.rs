@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::derived::DerivedMatrix;
+use super::derived::{DerivedMatrix, Wanted};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::{self, ByteSource};
@@ -39,7 +39,7 @@ impl DerivedMatrix for NarrowedMatrix {
         let at_once = (BLOCK_BYTES / STORED_WIDTH).min(last - first);
         let mut stored = platform::zeroed((at_once * STORED_WIDTH) as usize, "a matrix in F32")?;
         let (mut values, mut narrow) = (vec![0.0; at_once as usize], vec![0; (at_once * WIDTH) as usize]);
-        let mut index = first;
+        let (mut wanted, mut index) = (Wanted { offset, buffer }, first);
         while index < last {
             let n = at_once.min(last - index);
             let stored = &mut stored[..(n * STORED_WIDTH) as usize];
@@ -48,11 +48,7 @@ impl DerivedMatrix for NarrowedMatrix {
             DType::F32.decode(stored, values);
             self.check(values)?;
             self.dtype.encode(values, narrow);
-            // The first and the last value may lie here by half.
-            let (begin, end) = (offset.max(index * WIDTH), (offset + buffer.len() as u64).min((index + n) * WIDTH));
-            let from = (begin - index * WIDTH) as usize;
-            let target = &mut buffer[(begin - offset) as usize..(end - offset) as usize];
-            target.copy_from_slice(&narrow[from..from + target.len()]);
+            wanted.put(index * WIDTH, narrow);
             index += n;
         }
         Ok(())
@@ -62,9 +58,8 @@ impl DerivedMatrix for NarrowedMatrix {
 impl NarrowedMatrix {
     /// Refuses what would become infinite.
     fn check(&self, values: &[f32]) -> Result<()> {
-        // The largest number that is rounded down to the largest half.
-        let is_beyond = |value: &&f32| value.is_finite() && value.abs() > 65_519.0;
-        match values.iter().find(is_beyond).filter(|_| self.dtype == DType::F16) {
+        let is_beyond = |value: &&f32| value.is_finite() && value.abs() > self.dtype.largest();
+        match values.iter().find(is_beyond) {
             None => Ok(()),
             Some(value) => {
                 let reason = format!("has a weight of {value}, which is beyond the range of fp16; choose bf16");

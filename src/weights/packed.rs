@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::derived::DerivedMatrix;
+use super::derived::{DerivedMatrix, Wanted};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::platform::{self, ByteSource};
@@ -76,22 +76,6 @@ impl DerivedMatrix for PackedMatrix {
                 let words = rows.start / WORD_LEN..rows.end.div_ceil(WORD_LEN);
                 self.read_lines(words, self.n_rows / WORD_LEN, rows, &mut wanted)
             }
-        }
-    }
-}
-
-/// A part of the matrix, which is filled with what of each block lies in it.
-struct Wanted<'a> {
-    offset: u64,
-    buffer: &'a mut [u8],
-}
-
-impl Wanted<'_> {
-    fn put(&mut self, at: u64, block: &[u8]) {
-        let (begin, end) = (at.max(self.offset), (at + block.len() as u64).min(self.offset + self.buffer.len() as u64));
-        if begin < end {
-            let target = (begin - self.offset) as usize..(end - self.offset) as usize;
-            self.buffer[target].copy_from_slice(&block[(begin - at) as usize..(end - at) as usize]);
         }
     }
 }

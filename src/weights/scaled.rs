@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::derived::DerivedMatrix;
+use super::derived::{DerivedMatrix, Wanted};
 use crate::error::Result;
 use crate::platform::{self, ByteSource};
 
@@ -85,18 +85,12 @@ impl DerivedMatrix for ScaledMatrix {
         let table = self.float.table();
         let (first, last) = (offset / WIDTH, (offset + buffer.len() as u64).div_ceil(WIDTH));
         let mut stored = platform::zeroed(BLOCK_BYTES.min((last - first) as usize), "a matrix of 8-bit floats")?;
-        let mut index = first;
+        let (mut wanted, mut index) = (Wanted { offset, buffer }, first);
         while index < last {
             let stored = &mut stored[..BLOCK_BYTES.min((last - index) as usize)];
             self.source.read_at(self.stored + index, stored)?;
             for (index, byte) in (index..).zip(stored.iter()) {
-                let value = bf16::from_f32(table[usize::from(*byte)] * self.scale(index)).to_le_bytes();
-                // The first and the last value may lie here by half.
-                for (at, byte) in (index * WIDTH..).zip(value) {
-                    if let Some(target) = at.checked_sub(offset).and_then(|at| buffer.get_mut(at as usize)) {
-                        *target = byte;
-                    }
-                }
+                wanted.put(index * WIDTH, &bf16::from_f32(table[usize::from(*byte)] * self.scale(index)).to_le_bytes());
             }
             index += stored.len() as u64;
         }
