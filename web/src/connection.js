@@ -18,7 +18,7 @@ export class Connection {
   #lastId = 0;
 
   /**
-   * @param {() => Worker} startWorker
+   * @param {() => Worker} startWorker or a line to one, such as `SharedLine`
    * @param {() => void} onWorkerEnd called when a worker has gone with all that it held
    */
   constructor(startWorker, onWorkerEnd) {
@@ -82,7 +82,7 @@ export class Connection {
     worker.onerror = (event) => {
       event.preventDefault();
       const advice = 'its script could not be loaded; where a bundler left it behind, init({ worker, wasm }) takes the addresses of both files';
-      this.close(new TierflowError(`the worker failed: ${event.message || advice}`));
+      this.close(event.error instanceof TierflowError ? event.error : new TierflowError(`the worker failed: ${event.message || advice}`));
     };
     return worker;
   }

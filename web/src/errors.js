@@ -67,6 +67,11 @@ export class FileBusyError extends TierflowError {
   name = 'FileBusyError';
 }
 
+/** The tab whose shared engine answered was closed, or its engine ended. What was asked can be asked again. */
+export class HostLostError extends TierflowError {
+  name = 'HostLostError';
+}
+
 const CLASSES = {
   TierflowError,
   NoWebGpuError,
@@ -80,6 +85,7 @@ const CLASSES = {
   ServerError,
   StorageFullError,
   FileBusyError,
+  HostLostError,
 };
 
 /** A `signal` was raised, or the engine was closed. Of an answer that had begun, `usage` says how far it came. */

@@ -547,8 +547,17 @@ export interface InitOptions {
  */
 export function init(overrides?: InitOptions): Promise<void>;
 
-/** Plans and runs one model at a time, in a worker of its own. */
+export interface EngineOptions {
+  /**
+   * A name: all tabs of the origin whose engines have it compute in one worker, which one of the tabs hosts. When that tab goes, another
+   * takes over. On plain http:// an engine has a worker of its own all the same.
+   */
+  shared?: string;
+}
+
+/** Plans and runs one model at a time, in a worker of its own, or in one that tabs share. */
 export class Engine {
+  constructor(options?: EngineOptions);
   readonly loaded: Loaded | null;
   readonly chat: { readonly completions: Completions };
   /** Continues texts as they are. */
@@ -636,3 +645,5 @@ export class StorageFullError extends TierflowError {
 }
 /** A stored model is in use by another tab. */
 export class FileBusyError extends TierflowError {}
+/** The tab whose shared engine answered was closed, or its engine ended, while this was answered; it can be asked again. */
+export class HostLostError extends TierflowError {}

@@ -5,6 +5,8 @@ import { Connection } from './connection.js';
 import { describeSources } from './describe.js';
 import { Embeddings } from './embeddings.js';
 import { TierflowError, abortError } from './errors.js';
+import { invalid } from './invalid.js';
+import { SharedLine, canShare } from './shared.js';
 import { describeAdapter, linesOf, trainedOf } from './training.js';
 
 export * from './errors.js';
@@ -75,6 +77,13 @@ function startWorker() {
   return new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'tierflow' });
 }
 
+/** Starts a worker, and others that help it, unless `expectWanted` throws. */
+async function startEngine(connection, expectWanted = () => {}) {
+  await init();
+  expectWanted();
+  connection.help(await connection.call('start', await compiled));
+}
+
 async function compile(address) {
   const response = await fetch(address).catch((error) => {
     throw new TierflowError(`cannot load the engine from ${address}: ${error.message}`);
@@ -95,6 +104,10 @@ async function compile(address) {
  */
 export class Engine {
   #connection;
+  /** Whether other tabs have the same worker. */
+  #isShared;
+  /** What was loaded last: `{args, onProgress}`, for a shared worker that has to load it again. */
+  #model = null;
   #started = null;
   #loaded = null;
   /** Another one after each `close`: what was asked before finds that it has ended. */
@@ -107,7 +120,7 @@ export class Engine {
   completions = Completions.ofText(...this.#answering());
 
   /** `engine.embeddings.create({input: …})`, of a model that was loaded with `embeddings: true`. */
-  embeddings = new Embeddings((request, options) => this.#call('embed', { request }, options), () => this.#loaded?.name ?? '');
+  embeddings = new Embeddings((request, options) => this.#answer('embed', request, options), () => this.#loaded?.name ?? '');
 
   /** Models kept in the browser's storage. */
   storage = {
@@ -119,8 +132,17 @@ export class Engine {
     persist: async () => (await globalThis.navigator?.storage?.persist?.().catch(() => false)) ?? false,
   };
 
-  constructor() {
-    this.#connection = new Connection(startWorker, () => this.#forget());
+  /**
+   * @param {{shared?: string}} [options] with `shared`, all tabs of the origin whose engines have the same name compute in one worker,
+   *   which one of them hosts; where the browser does not let them (plain http://), the engine has a worker of its own
+   */
+  constructor({ shared, ...others } = {}) {
+    const [unknown] = Object.keys(others);
+    if (unknown !== undefined) throw invalid(unknown, 'is not known; there is shared');
+    if (shared !== undefined && (typeof shared !== 'string' || shared === '')) throw invalid('shared', 'give the name that the engines of all tabs have in common');
+    this.#isShared = shared !== undefined && canShare();
+    const start = this.#isShared ? () => new SharedLine(shared, startWorker, startEngine) : startWorker;
+    this.#connection = new Connection(start, () => this.#forget());
   }
 
   /** What was loaded last: `{name, plan}`; `null` before, and after the worker was ended. */
@@ -161,9 +183,10 @@ export class Engine {
     const life = this.#life;
     const args = { sources, options, adapter: adapter ? describeAdapter(adapter) : [] };
     this.#giveUp(sources);
-    const plan = await this.#call('load', args, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
+    const plan = await this.#call('load', { ...args, unlessLoaded: this.#isShared }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
     this.#expectAlive(life);
     this.#loaded = { name: sources[0].name, plan };
+    this.#model = { args, onProgress };
     return this.#loaded;
   }
 
@@ -224,32 +247,40 @@ export class Engine {
   /** What is loaded goes; what is to be kept of the next model asks the browser for its room, who may ask a person: loading does not wait for that. */
   #giveUp(sources) {
     this.#loaded = null;
+    this.#model = null;
     if (sources.some((part) => part.keep)) void this.storage.persist();
   }
 
   /** What completions ask, and what the model is called. */
   #answering() {
-    return [(request, options) => this.#call('generate', { request }, options), () => this.#loaded?.name ?? ''];
+    return [(request, options) => this.#answer('generate', request, options), () => this.#loaded?.name ?? ''];
   }
 
   #forget() {
     this.#started = null;
     this.#loaded = null;
+    this.#model = null;
+  }
+
+  /** Asks the model that this engine has loaded. A shared worker may have to load it again, which `onProgress` of `load` is told of. */
+  #answer(method, request, { onEvent, ...options }) {
+    if (!this.#isShared) return this.#call(method, { request }, { onEvent, ...options });
+    const model = this.#model;
+    const tell = (event) => (event.stage ? model?.onProgress : onEvent)?.(event);
+    return this.#call(method, { request, model: model?.args }, { ...options, onEvent: tell });
   }
 
   /** Asks the worker, unless the engine was closed since `life` began. */
   async #call(method, args, options, life = this.#life) {
     this.#expectAlive(life);
-    await (this.#started ??= this.#start(life));
+    if (!this.#isShared) await (this.#started ??= this.#start(life));
     this.#expectAlive(life);
     return this.#connection.call(method, args, options);
   }
 
   async #start(life) {
     try {
-      await init();
-      this.#expectAlive(life);
-      this.#connection.help(await this.#connection.call('start', await compiled));
+      await startEngine(this.#connection, () => this.#expectAlive(life));
     } catch (error) {
       if (life === this.#life) this.#started = null;
       throw error;

@@ -2,8 +2,10 @@
 // computes elsewhere. Requests that touch the engine take turns; what only looks (trace, memory, storage) does not wait. The same
 // script is what helps such a worker with its products.
 
-import { InvalidArgumentError, TierflowError, abortError, toPlain } from './errors.js';
+import { Asker } from './calls.js';
 import { sameSources } from './describe.js';
+import { InvalidArgumentError, TierflowError, abortError, toPlain } from './errors.js';
+import { Serving } from './serving.js';
 import { FileSource } from './sources/file.js';
 import { openHttp } from './sources/http.js';
 import { Rates } from './sources/rates.js';
@@ -18,7 +20,7 @@ const PROGRESS_MS = 60;
 let hasStarted = false;
 /** The model whose headers are open: `{sources, parts, model}`; `sources` as described, `parts` as opened. */
 let opened = null;
-/** The engine that answers, its model, and the parts that it reads from. */
+/** The engine that answers, its model, the parts that it reads from, what `load` was asked, and whether its GPU was lost. */
 let running = null;
 /** The devices of this browser, once they were asked for. */
 let found = null;
@@ -26,8 +28,9 @@ let found = null;
 let kept = null;
 /** Requests that take turns wait for this one. */
 let turn = Promise.resolve();
-/** What is asked and not answered yet, by number. */
-const calls = new Map();
+/** The worker's own page, and the tabs that share it, where there are some. */
+const page = new Asker((message) => self.postMessage(message), answer);
+let serving = null;
 /** Sources that are open. */
 const openParts = new Set();
 
@@ -55,8 +58,8 @@ const answers = {
   },
   load,
   train,
-  async generate({ request }, call) {
-    const engine = expectEngine();
+  async generate({ request, model }, call) {
+    const engine = await engineOf(model, call);
     const read = (done, total) => call.step({ done, total });
     const step = (told) => call.step(JSON.parse(told));
     // Also before the first part of the prompt is read.
@@ -65,13 +68,18 @@ const answers = {
     if (engine.learnt()) await keepRates();
     return JSON.parse(answer);
   },
-  async embed({ request }, call) {
+  async embed({ request, model }, call) {
     const told = (done, total) => call.step({ done, total });
-    return JSON.parse(await expectEngine().embed(JSON.stringify(request), told));
+    return JSON.parse(await (await engineOf(model, call)).embed(JSON.stringify(request), told));
   },
 };
 
 const glances = {
+  /** Answers tabs from now on; is answered itself when none is left. */
+  serve(place) {
+    serving = new Serving(place, answer);
+    return serving.ended;
+  },
   trace: ({ nForwards }) => JSON.parse(expectEngine().trace(nForwards)),
   perfetto: () => expectEngine().perfetto(),
   experts: () => JSON.parse(expectEngine().experts()),
@@ -85,10 +93,8 @@ const glances = {
 
 self.onmessage = ({ data }) => {
   if (data.help) help(data.help);
-  else if (data.cancel) calls.get(data.id)?.cancel();
-  else if (data.taken) calls.get(data.id)?.taken(data.taken);
   else if (data.end) end();
-  else answer(data);
+  else page.hear(data);
 };
 
 /** Shares the engine's work with other workers from now on; yields what each of them needs to know. */
@@ -99,7 +105,8 @@ function sharedBy(nThreads, shared) {
 
 /** Gives all files back, and says so once nothing is under way any more. */
 async function end() {
-  calls.forEach((call) => call.cancel());
+  page.leave();
+  serving?.close();
   openParts.forEach((part) => part.close());
   await turn;
   self.postMessage({ ended: true });
@@ -134,70 +141,20 @@ async function keepRates() {
   if (await (await kept).write(wasm.rates())) found = null;
 }
 
-/** A request in progress: whether it is still wanted, and the messages that its page gets about it. */
-class Call {
-  #id;
-  #controller = new AbortController();
-  #nSteps = 0;
-  #nTaken = 0;
-  #wake = () => {};
-
-  constructor(id) {
-    this.#id = id;
-  }
-
-  get id() {
-    return this.#id;
-  }
-
-  get signal() {
-    return this.#controller.signal;
-  }
-
-  cancel() {
-    this.#controller.abort();
-    this.#wake();
-  }
-
-  tell(event) {
-    self.postMessage({ id: this.#id, event });
-  }
-
-  /**
-   * Reports a step; resolves to whether another is wanted. The page may be one step behind, while the next is made, and no more:
-   * so it can end the work within a step, however fast steps come. What the page says meanwhile is heard before.
-   */
-  async step(event) {
-    this.#nSteps += 1;
-    self.postMessage({ id: this.#id, event, step: this.#nSteps });
-    await new Promise(inTask);
-    while (!this.signal.aborted && this.#nTaken < this.#nSteps - 1) await new Promise((resolve) => (this.#wake = resolve));
-    return !this.signal.aborted;
-  }
-
-  /** The page has taken so many steps. */
-  taken(nTaken) {
-    this.#nTaken = nTaken;
-    this.#wake();
-  }
-}
-
-async function answer({ id, method, args }) {
-  const call = new Call(id);
-  calls.set(id, call);
+async function answer(method, args, call) {
   const work = () => {
     // It may have been given up while it waited for its turn.
     if (call.signal.aborted) throw abortError();
     return answers[method](args, call);
   };
   try {
-    const value = await (method in glances ? glances[method](args) : inTurn(work));
-    // What was stopped halfway has an answer too; its caller gets an error that says that it was stopped.
-    self.postMessage(call.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
-  } catch (error) {
-    self.postMessage({ id, error: toPlain(call.signal.aborted ? abortError() : takeReadError(error)) });
-  } finally {
-    calls.delete(id);
+    return await (method in glances ? glances[method](args) : inTurn(work));
+  } catch (thrown) {
+    const error = takeReadError(thrown);
+    if (running && error.name === 'DeviceLostError') running.isLost = true;
+    // Who asked this is told first.
+    if (toPlain(error).isFatal) inTask(() => serving?.fail(error));
+    throw error;
   }
 }
 
@@ -255,7 +212,7 @@ function guarded(source, call) {
     size: source.size,
     read(offset, into) {
       try {
-        if (call.signal.aborted && calls.has(call.id)) throw abortError();
+        if (call.signal.aborted && !call.isAnswered) throw abortError();
         source.read(offset, into);
       } catch (error) {
         readError = error;
@@ -277,8 +234,12 @@ function takeReadError(error) {
   return own ?? error;
 }
 
-/** Checks that the model fits, downloads what is to be kept, and only then takes memory. */
-async function load({ sources, options, adapter }, call) {
+/**
+ * Checks that the model fits, downloads what is to be kept, and only then takes memory. With `unlessLoaded`, what is loaded and just
+ * what is asked for stays.
+ */
+async function load({ sources, options, adapter, unlessLoaded }, call) {
+  if (unlessLoaded && isLoaded({ sources, options, adapter })) return planOf(running);
   unload();
   const request = JSON.stringify(options);
   await measure(await open(sources, call), options, call);
@@ -288,13 +249,34 @@ async function load({ sources, options, adapter }, call) {
   try {
     const files = adapter.map(({ name, file }) => guarded(new FileSource(name, file), call));
     parts.push(...files);
-    running = { parts, model, engine: await model.load(request, files, loading(call)) };
+    running = { asked: { sources, options, adapter }, parts, model, engine: await model.load(request, files, loading(call)) };
   } catch (error) {
     model.free();
     parts.forEach((part) => part.close());
     throw error;
   }
-  return JSON.parse(running.engine.plan()).plan;
+  return planOf(running);
+}
+
+function planOf({ engine }) {
+  return JSON.parse(engine.plan()).plan;
+}
+
+/** Whether the engine that answers was loaded with this and can go on. */
+function isLoaded({ sources, options, adapter }) {
+  if (!running || running.isLost) return false;
+  const { asked } = running;
+  return sameSources(asked.sources, sources) && sameSources(asked.adapter, adapter) && JSON.stringify(asked.options) === JSON.stringify(options);
+}
+
+/** The engine that answers. What a tab has loaded is loaded again where it is another's now, or this worker has just begun. */
+async function engineOf(model, call) {
+  if (model && !isLoaded(model)) {
+    // Reads of the answer itself are none of loading.
+    const part = { signal: call.signal, isAnswered: false, tell: (event) => call.tell(event) };
+    await load(model, part).finally(() => (part.isAnswered = true));
+  }
+  return expectEngine();
 }
 
 /** Trains an adapter for a model, step by step; one that was stopped has what was learnt until then. */

@@ -117,7 +117,7 @@ test('the ten lines of the README, and what types are for, pass TypeScript', () 
   writeFileSync(join(folder, 'more.ts'), `
 import { AbortError, Engine, fromHub } from 'tierflow';
 export async function ask(role: string, stream: boolean): Promise<number | undefined> {
-  using engine = new Engine();
+  using engine = new Engine({ shared: 'tabs' });
   try {
     const answer = await engine.chat.completions.create({ messages: [{ role, content: [{ type: 'text', text: 'Hello' }] }], stream });
     if (Symbol.asyncIterator in answer) for await (const chunk of answer) console.log(chunk.choices[0]?.delta.content);

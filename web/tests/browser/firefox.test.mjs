@@ -53,6 +53,31 @@ test('in Firefox an answer stops when it is told to, and the conversation is the
   await page.close();
 });
 
+test('in Firefox two tabs share one engine, and the second takes over when the first is closed', IF_THERE, async () => {
+  const url = `${browser.server.address}/models/tiny.gguf`;
+  const nReads = () => browser.server.requests.splice(0).filter(({ path }) => path === '/models/tiny.gguf').length;
+  const ask = (page) => page.evaluate(async (url) => {
+    if (!globalThis.engine) {
+      const { Engine } = await import(new URL('../index.js', location.href).href);
+      globalThis.engine = new Engine({ shared: 'tabs' });
+      await engine.load(url, { device: 'cpu', ctx_size: 512, measure: false });
+    }
+    const body = { messages: [{ role: 'user', content: 'Go on' }], temperature: 0, max_tokens: 12 };
+    return (await engine.chat.completions.create(body)).choices[0].message.content;
+  }, url);
+  const [first, second] = [await open(browser), await open(browser)];
+  nReads();
+  const said = await ask(first);
+  assert.ok(said.length > 0 && nReads() > 0);
+  assert.deepEqual(await Promise.all([ask(second), ask(first)]), [said, said]);
+  assert.equal(nReads(), 0, 'one worker has loaded the model');
+  await first.close();
+  assert.equal(await ask(second), said);
+  assert.ok(nReads() > 0);
+  assert.deepEqual(second.errors, []);
+  await second.close();
+});
+
 test('in Firefox the page opens again without a network, and answers with the model that it kept', IF_THERE, async () => {
   const page = await withModel();
   await askWithoutNetwork(page, browser.server);

@@ -3,11 +3,10 @@
 import assert from 'node:assert/strict';
 import { after } from 'node:test';
 
-import { open, start } from '../support/browser.mjs';
+import { blank, hasWorkers, open, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 const [ONE, SEVERAL] = ['/wasm/tierflow_bg.wasm', '/wasm/tierflow_threads_bg.wasm'];
-const POLL_MS = 50;
 let isolated;
 let usual;
 
@@ -39,20 +38,6 @@ function saidIn(page, browser, name, options) {
 /** The kinds of wasm that pages have fetched since the last call, in their order. */
 function fetched({ server }) {
   return server.requests.splice(0).map(({ path }) => path).filter((path) => [ONE, SEVERAL].includes(path));
-}
-
-/** A page with nothing in it, so that all its workers are those of the test's engine; what it reports as an error ends up in `page.errors`. */
-async function blank({ context, address }) {
-  const page = await context.newPage();
-  page.errors = [];
-  page.on('pageerror', (error) => page.errors.push(String(error)));
-  await page.goto(new URL('/page/manifest.json', address).href);
-  return page;
-}
-
-/** Waits until a page has so many workers, of which the test's driver learns a moment later. */
-async function hasWorkers(page, n) {
-  while (page.workers().length !== n) await page.waitForTimeout(POLL_MS);
 }
 
 for (const [name, content, max_tokens] of [

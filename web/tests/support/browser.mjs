@@ -37,16 +37,18 @@ export const BUDGET = 40 * 2 ** 20;
 /** A browser that takes longer than this to end does not end by itself. */
 const CLOSE_MS = 20_000;
 
+const POLL_MS = 50;
+
 /** Pictures are narrow, so that their files stay small. */
 const PICTURE_WIDTH = 600;
 
 /**
  * Starts a server and a browser with a profile of its own.
- * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}, serviceWorkers?: 'allow' | 'block', isolated?: boolean}} [options]
- *   `flags` are Chromium's; pages that are `isolated` may share memory
+ * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}, serviceWorkers?: 'allow' | 'block', isolated?: boolean, scripts?: Record<string, string>}} [options]
+ *   `flags` are Chromium's; pages that are `isolated` may share memory; `scripts` are served beside the files, by their paths
  */
-export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 }, serviceWorkers = 'block', isolated = false } = {}) {
-  const server = await serve({ isolated, folder: DIST, model: MODEL, tiny: TINY, experts: EXPERTS, large: process.env.TIERFLOW_WEB_LARGE });
+export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 }, serviceWorkers = 'block', isolated = false, scripts } = {}) {
+  const server = await serve({ isolated, scripts, folder: DIST, model: MODEL, tiny: TINY, experts: EXPERTS, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
   const context = await chromium.launchPersistentContext(profile, {
@@ -85,6 +87,20 @@ export async function open({ context, address }, hash = '') {
   await page.goto(new URL(`/page/${hash}`, address).href);
   await page.waitForFunction(() => !document.querySelector('#webgpu').textContent.startsWith('Asking'));
   return page;
+}
+
+/** A page with nothing in it, so that all its workers are those of the test's engines; what it reports as an error ends up in `page.errors`. */
+export async function blank({ context, address }) {
+  const page = await context.newPage();
+  page.errors = [];
+  page.on('pageerror', (error) => page.errors.push(String(error)));
+  await page.goto(new URL('/page/manifest.json', address).href);
+  return page;
+}
+
+/** Waits until a page has so many workers, of which the test's driver learns a moment later. */
+export async function hasWorkers(page, n) {
+  while (page.workers().length !== n) await page.waitForTimeout(POLL_MS);
 }
 
 /** Runs `work` in a page with the package, which reports no error: `work(tierflow, argument)`. */

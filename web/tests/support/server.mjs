@@ -43,17 +43,19 @@ const ERRORS = {
 };
 
 /**
- * @param {{folder?: string, model: string, tiny?: string, experts?: string, large?: string, port?: number, isolated?: boolean}} options `model`, `tiny` and `experts` are the
- *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`; pages that are `isolated` may share memory
+ * @param {{folder?: string, model: string, tiny?: string, experts?: string, large?: string, port?: number, isolated?: boolean, scripts?: Record<string, string>}} options `model`, `tiny` and `experts` are the
+ *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`; pages that are `isolated` may share memory; `scripts` are texts by
+ *   their paths
  * @returns {Promise<{address: string, requests: {method: string, path: string, range?: string}[], close: () => void}>}
  */
-export async function serve({ folder, model, tiny, experts, large, port = 0, isolated = false }) {
+export async function serve({ folder, model, tiny, experts, large, port = 0, isolated = false, scripts = {} }) {
   const requests = [];
   const states = new Map();
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
     requests.push({ method: request.method, path, range: request.headers.range });
     if (isolated) response.setHeaders(new Map(Object.entries(ISOLATION)));
+    if (Object.hasOwn(scripts, path)) return void response.writeHead(200, { 'Content-Type': TYPES['.js'] }).end(scripts[path]);
     try {
       answer(request, response, path, { files: { folder, model, tiny, experts, large }, states });
     } catch {
