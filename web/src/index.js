@@ -81,7 +81,15 @@ function startWorker() {
 async function startEngine(connection, expectWanted = () => {}) {
   await init();
   expectWanted();
-  connection.help(await connection.call('start', await compiled));
+  let { helpers, refusal } = await connection.call('start', await compiled);
+  if (refusal !== undefined) {
+    console.warn(`tierflow: one thread computes, since workers cannot share memory here: ${refusal}`);
+    compiled = compileFor(1);
+    await init();
+    expectWanted();
+    ({ helpers } = await connection.call('start', await compiled));
+  }
+  connection.help(helpers);
 }
 
 async function compile(address) {

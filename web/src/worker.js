@@ -36,11 +36,10 @@ const openParts = new Set();
 
 const answers = {
   async start({ module, nThreads }) {
-    const memory = nThreads > 1 ? newMemory(wasm.sharedPages) : null;
-    if (memory) wasm.shareMemory(memory);
+    if (nThreads > 1) return startShared(module, nThreads);
     await wasm.default({ module_or_path: module });
     hasStarted = true;
-    return memory ? sharedBy(nThreads, { module, memory, control: newControl() }) : [];
+    return { helpers: [] };
   },
   async devices({ measure }) {
     if (measure) {
@@ -97,10 +96,22 @@ self.onmessage = ({ data }) => {
   else page.hear(data);
 };
 
-/** Shares the engine's work with other workers from now on; yields what each of them needs to know. */
-function sharedBy(nThreads, shared) {
+/**
+ * Starts with a memory that other workers share, and shares the engine's work with them from now on; yields what each of these helpers
+ * needs to know. Where the browser refuses such a memory, nothing has started, and `refusal` says why.
+ */
+async function startShared(module, nThreads) {
+  let shared;
+  try {
+    shared = { module, memory: newMemory(wasm.sharedPages), control: newControl() };
+    wasm.shareMemory(shared.memory);
+    await wasm.default({ module_or_path: module });
+  } catch (error) {
+    return { refusal: error.message };
+  }
+  hasStarted = true;
   const stackEnds = wasm.share(nThreads, new Spreader(shared.control, wasm.run_part));
-  return Array.from(stackEnds, (stackEnd, index) => ({ ...shared, thread: index + 1, stackEnd }));
+  return { helpers: Array.from(stackEnds, (stackEnd, index) => ({ ...shared, thread: index + 1, stackEnd })) };
 }
 
 /** Gives all files back, and says so once nothing is under way any more. */

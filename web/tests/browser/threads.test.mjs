@@ -7,11 +7,22 @@ import { blank, hasWorkers, open, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 const [ONE, SEVERAL] = ['/wasm/tierflow_bg.wasm', '/wasm/tierflow_threads_bg.wasm'];
+/** What workers run first that are refused the memory, by how. */
+const REFUSALS = {
+  'workers are given no memory to share': `WebAssembly.Memory = class { constructor() { throw new RangeError('refused by the test'); } };`,
+  'the memory to share is too small': `const { Memory } = WebAssembly; WebAssembly.Memory = function () { return new Memory({ initial: 1, maximum: 1, shared: true }); };`,
+};
+/** Such workers, and the scripts that they consist of. */
+const worker = (index) => `/refused-${index}.js`;
+const scripts = Object.fromEntries(Object.values(REFUSALS).flatMap((stub, index) => [
+  [`/stub-${index}.js`, stub],
+  [worker(index), `import './stub-${index}.js';\nimport './worker.js';\n`],
+]));
 let isolated;
 let usual;
 
 before(async () => {
-  isolated = await start({ isolated: true });
+  isolated = await start({ isolated: true, scripts });
   usual = await start();
 });
 after(async () => {
@@ -20,9 +31,9 @@ after(async () => {
 });
 
 /** Runs in a page: loads a model for the processor with so many threads, and yields what it says with the figures behind it. */
-const SAY = `async ({ url, threads, max_tokens, content }) => {
+const SAY = `async ({ url, threads, max_tokens, content, worker }) => {
   const { Engine, init } = await import(new URL('../index.js', location.href).href);
-  await init({ threads });
+  await init({ threads, ...(worker ? { worker } : {}) });
   globalThis.engine = new Engine();
   await engine.load(url, { device: 'cpu', ctx_size: 512 });
   const body = { messages: [{ role: 'user', content }], temperature: 0, max_tokens, logprobs: true, top_logprobs: 3 };
@@ -78,6 +89,29 @@ test('where the wasm for threads is not to be had, one thread computes', async (
   assert.deepEqual(fetched(isolated), [ONE]);
   await page.close();
 });
+
+for (const [index, why] of Object.keys(REFUSALS).entries()) {
+  test(`where ${why}, one thread computes, and the console says so`, async () => {
+    const page = await blank(isolated);
+    const said = [];
+    page.on('console', (message) => said.push(message.text()));
+    fetched(isolated);
+    const { message } = await saidIn(page, isolated, 'tiny.gguf', { threads: 2, worker: worker(index) });
+    assert.ok(message.content.length > 0);
+    assert.deepEqual(fetched(isolated), [SEVERAL, ONE]);
+    assert.equal(said.filter((line) => line.includes('one thread computes')).length, 1, said.join(' | '));
+    await hasWorkers(page, 1);
+    const next = await page.evaluate(async (url) => {
+      const { Engine } = await import(new URL('../index.js', location.href).href);
+      await new Engine().load(url, { device: 'cpu', ctx_size: 512 });
+      return 'loaded';
+    }, `${isolated.server.address}/models/tiny.gguf`);
+    assert.equal(next, 'loaded');
+    assert.deepEqual(fetched(isolated), [], 'the next engine knows');
+    assert.deepEqual(page.errors, []);
+    await page.close();
+  });
+}
 
 test('threads end with their engine, which can be used again', async () => {
   const page = await blank(isolated);
