@@ -108,14 +108,16 @@ export class Connection {
   }
 }
 
-/** Ends a worker that nobody asks any more. One that is terminated keeps its files until the GPU is done with all that it was given. */
+/**
+ * Ends a worker that nobody asks any more. One that is terminated keeps its files until the GPU is done with all that it was given, and
+ * Deno may crash at the program's end; so it ends itself where it can.
+ */
 function end(worker, helpers) {
-  const terminate = () => [worker, ...helpers].forEach((each) => each.terminate());
-  const timer = setTimeout(terminate, END_MS);
+  const timer = setTimeout(() => [worker, ...helpers].forEach((each) => each.terminate()), END_MS);
   worker.onmessage = ({ data }) => {
     if (!data.ended) return;
     clearTimeout(timer);
-    terminate();
+    helpers.forEach((helper) => helper.terminate());
   };
   worker.onerror = (event) => event.preventDefault();
   worker.postMessage({ end: true });

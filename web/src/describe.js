@@ -1,6 +1,7 @@
 // What a caller gives as a model, as a list of plain descriptions that the worker can open.
 
 import { invalid } from './invalid.js';
+import { hasDisk } from './sources/disk.js';
 
 /** Files of a folder that make up a model; the rest of the folder is left alone. */
 const PARTS = /\.(gguf|safetensors|jinja|tiktoken)$|(^|\/)(tokenizer|tiktoken)\.model$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|\.safetensors\.index\.json$/i;
@@ -11,7 +12,7 @@ const SPLIT = /-(\d{5})-of-(\d{5})\.gguf$/i;
 /**
  * The files of a model. The address of one part of a split GGUF stands for all of its parts.
  * @param {File | Iterable<File> | string | URL | {url: string | URL, keep?: boolean, name?: string}} source
- * @returns {object[]} `{kind: 'file', name, file}` or `{kind: 'url', name, url, keep}`
+ * @returns {object[]} `{kind: 'file', name, file}`, `{kind: 'url', name, url, keep}` or, outside of browsers, `{kind: 'disk', name, url}`
  */
 export function describeSources(source) {
   if (typeof source === 'string' || source instanceof URL) return allParts(fromUrl({ url: source }));
@@ -34,7 +35,7 @@ export function sameSources(a, b) {
 }
 
 function identity({ kind, name, url, keep, file }) {
-  return kind === 'url' ? `url ${url} ${keep}` : `file ${name} ${file.size} ${file.lastModified}`;
+  return kind === 'file' ? `file ${name} ${file.size} ${file.lastModified}` : `${kind} ${url} ${keep}`;
 }
 
 function fromFile(file) {
@@ -48,6 +49,7 @@ function fromUrl({ url, keep = false, name }) {
   } catch {
     throw invalid('model', `\`${url}\` is no address; write https://… with the path of a .gguf file`);
   }
+  if (hasDisk && address.protocol === 'file:') return { kind: 'disk', name: name ?? nameOfUrl(address), url: address.href };
   if (!/^https?:$/.test(address.protocol)) {
     throw invalid('model', `${address.protocol} cannot be read from; use http:// or https://`);
   }

@@ -3,7 +3,7 @@
 /** Where bytes live and what computes: `gpu:0`, `cpu`, `disk`. */
 export type DeviceName = string;
 
-/** Something to open: a .gguf, the files of a safetensors folder, or an address. */
+/** Something to open: a .gguf, the files of a safetensors folder, or an address; outside of browsers also one of a file, `file:///…`. */
 export type ModelSource = File | Iterable<File | UrlSource> | string | URL | UrlSource;
 
 /** A file on a server. With `keep` it is downloaded once into the browser's storage and streamed from there. */
@@ -535,7 +535,7 @@ export interface InitOptions {
   /** Address of the worker's script. */
   worker?: string | URL;
   /**
-   * Threads that share what the processor computes, where the page is isolated from other origins (`crossOriginIsolated`): without
+   * Threads that share what the processor computes, in Node and where the page is isolated from other origins (`crossOriginIsolated`): without
    * this, those that the machine runs at once, eight at most. Other pages compute with one. The answers are the same.
    */
   threads?: number;

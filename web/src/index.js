@@ -6,7 +6,9 @@ import { describeSources } from './describe.js';
 import { Embeddings } from './embeddings.js';
 import { TierflowError, abortError } from './errors.js';
 import { invalid } from './invalid.js';
+import { NodeWorker } from './node.js';
 import { SharedLine, canShare } from './shared.js';
+import { bytesAt, hasDisk } from './sources/disk.js';
 import { describeAdapter, linesOf, trainedOf } from './training.js';
 
 export * from './errors.js';
@@ -42,10 +44,14 @@ export async function init(overrides) {
   }
 }
 
+/** Whether threads of Node are the workers. */
+const isNode = hasDisk && typeof Worker !== 'function';
+
 /** Threads that may compute: one, unless the browser lets the page share memory. */
 function nThreads() {
-  const isShared = globalThis.crossOriginIsolated && typeof SharedArrayBuffer === 'function' && (settings.wasmThreads || !settings.wasm);
-  return isShared ? Math.max(1, Math.trunc(settings.threads ?? Math.min(navigator.hardwareConcurrency, MOST_THREADS))) : 1;
+  const isShared = (globalThis.crossOriginIsolated || isNode) && typeof SharedArrayBuffer === 'function' && (settings.wasmThreads || !settings.wasm);
+  const nCores = globalThis.navigator?.hardwareConcurrency ?? 1;
+  return isShared ? Math.max(1, Math.trunc(settings.threads ?? Math.min(nCores, MOST_THREADS))) : 1;
 }
 
 /** The wasm for so many threads, with their number. Where the one for several is not to be had, one computes. */
@@ -73,6 +79,7 @@ function addressed(address) {
 
 /** As with the wasm, bundlers must see the address inside of the expression. */
 function startWorker() {
+  if (isNode) return new NodeWorker();
   if (settings.worker) return new Worker(settings.worker, { type: 'module', name: 'tierflow' });
   return new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'tierflow' });
 }
@@ -93,6 +100,7 @@ async function startEngine(connection, expectWanted = () => {}) {
 }
 
 async function compile(address) {
+  if (hasDisk && new URL(address).protocol === 'file:') return WebAssembly.compile(bytesAt(address)); // Node fetches none.
   const response = await fetch(address).catch((error) => {
     throw new TierflowError(`cannot load the engine from ${address}: ${error.message}`);
   });

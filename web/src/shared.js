@@ -4,15 +4,16 @@
 
 import { Connection } from './connection.js';
 import { HostLostError, TierflowError, abortError, toPlain } from './errors.js';
+import { hasDisk } from './sources/disk.js';
 
 /** Tabs meet only where they speak alike: to be counted up when what is said to the worker changes. */
 const PROTOCOL = 1;
 /** A request is asked of so many hosts: what ends one may end the next. */
 const MOST_HOSTS = 2;
 
-/** Whether this browser lets tabs share: on plain http://, but from localhost, none does. */
+/** Whether this browser lets tabs share: on plain http://, but from localhost, none does. Outside of browsers there are no tabs. */
 export function canShare() {
-  return Boolean(globalThis.navigator?.locks) && typeof BroadcastChannel === 'function';
+  return !hasDisk && Boolean(globalThis.navigator?.locks) && typeof BroadcastChannel === 'function';
 }
 
 /** Whether a worker can be started here; service workers, and shared ones in Chromium, can only ask. */

@@ -6,7 +6,8 @@ import { Asker } from './calls.js';
 import { sameSources } from './describe.js';
 import { InvalidArgumentError, TierflowError, abortError, toPlain } from './errors.js';
 import { Serving } from './serving.js';
-import { FileSource } from './sources/file.js';
+import { DiskSource } from './sources/disk.js';
+import { openFile } from './sources/file.js';
 import { openHttp } from './sources/http.js';
 import { Rates } from './sources/rates.js';
 import { Store } from './sources/store.js';
@@ -114,13 +115,14 @@ async function startShared(module, nThreads) {
   return { helpers: Array.from(stackEnds, (stackEnd, index) => ({ ...shared, thread: index + 1, stackEnd })) };
 }
 
-/** Gives all files back, and says so once nothing is under way any more. */
+/** Gives all files back, says so once nothing is under way any more, and ends. */
 async function end() {
   page.leave();
   serving?.close();
   openParts.forEach((part) => part.close());
   await turn;
   self.postMessage({ ended: true });
+  self.close();
 }
 
 /** What the browser has, asked once; without an adapter the host and the disk are left. */
@@ -206,10 +208,11 @@ async function openModel(sources, purpose, call) {
 
 /** Plans read stored models without a handle of their own, so that nobody is kept from replacing or deleting them. */
 async function openPart({ kind, name, url, keep, file }, purpose, call) {
-  if (kind === 'file') return new FileSource(name, file);
+  if (kind === 'file') return openFile(name, file);
+  if (kind === 'disk') return new DiskSource(name, url);
   // Headers can be read without a storage, too; what cannot be kept is reported when it is loaded.
   const store = keep && (purpose === 'run' || Store.isThere) ? await Store.open() : null;
-  if (await store?.has(url)) return purpose === 'run' ? store.source(url) : new FileSource(name, await store.file(url));
+  if (await store?.has(url)) return purpose === 'run' ? store.source(url) : openFile(name, await store.file(url));
   return openHttp(name, url, call.signal);
 }
 
@@ -258,7 +261,8 @@ async function load({ sources, options, adapter, unlessLoaded }, call) {
   (await open(sources, call)).plan(request, undefined);
   const { parts, model } = await fetchModel(sources, call);
   try {
-    const files = adapter.map(({ name, file }) => guarded(new FileSource(name, file), call));
+    const files = [];
+    for (const { name, file } of adapter) files.push(guarded(await openFile(name, file), call));
     parts.push(...files);
     running = { asked: { sources, options, adapter }, parts, model, engine: await model.load(request, files, loading(call)) };
   } catch (error) {

@@ -5,6 +5,11 @@ import { InvalidFileError } from '../errors.js';
 /** Bytes that one read of the browser brings; more would only make a larger copy. */
 const MAX_READ = 16 << 20;
 
+/** Opens a `File`. Where none can be read synchronously, outside of browsers, all of it is read now. */
+export async function openFile(name, file) {
+  return typeof FileReaderSync === 'function' ? new FileSource(name, file) : new BytesSource(name, new Uint8Array(await file.arrayBuffer()));
+}
+
 /** The engine's source over a `File`. */
 export class FileSource {
   #file;
@@ -41,4 +46,23 @@ export class FileSource {
     }
     return bytes;
   }
+}
+
+/** The same over bytes that are here. */
+class BytesSource {
+  #bytes;
+
+  constructor(name, bytes) {
+    this.name = name;
+    this.size = bytes.length;
+    this.#bytes = bytes;
+  }
+
+  read(offset, into) {
+    const found = this.#bytes.subarray(offset, offset + into.length);
+    if (found.length !== into.length) throw new InvalidFileError(`${this.name}: ends at byte ${this.size}, where ${offset + into.length} were expected; the file is truncated`);
+    into.set(found);
+  }
+
+  close() {}
 }

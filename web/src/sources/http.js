@@ -18,6 +18,7 @@ const TRIES = 3;
  * @returns {Promise<HttpSource | PrefixSource>} the second where the server sends no ranges: enough for a plan
  */
 export async function openHttp(name, url, signal) {
+  if (typeof XMLHttpRequest !== 'function') throw new ServerError(`${url}: models are not read from servers outside of browsers; download it, and give its address as file:///…`, { url });
   const body = new AbortController();
   const response = await fetch(url, { headers: { Range: 'bytes=0-0' }, cache: 'no-store', signal: either(signal, body.signal) }).catch((error) => {
     if (signal?.aborted) throw error;
