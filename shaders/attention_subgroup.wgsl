@@ -4,8 +4,8 @@
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32, read 16 bytes at a time
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KV_DTYPE says, read 16 bytes at a time
-// value_cache  as key_cache
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says, read 16 bytes at a time
+// value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output     as in attention_token.wgsl, with IS_SPLIT in parts
 //
@@ -24,7 +24,8 @@
 @group(0) @binding(5) var<storage, read> sinks: array<f32>;
 @group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
-override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override KEY_DTYPE: u32 = 0u;   // as key_dtype of the params
+override VALUE_DTYPE: u32 = 0u; // as value_dtype
 override HAS_SOFTCAP: bool = false;
 override HAS_SINKS: bool = false;
 override HEADS: u32 = 1u;  // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads

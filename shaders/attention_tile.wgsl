@@ -3,8 +3,8 @@
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KV_DTYPE says
-// value_cache  as key_cache
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says
+// value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
 //
@@ -21,7 +21,8 @@
 @group(0) @binding(5) var<storage, read> sinks: array<f32>;
 @group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
-override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override KEY_DTYPE: u32 = 0u;   // as key_dtype of the params
+override VALUE_DTYPE: u32 = 0u; // as value_dtype
 override HAS_SOFTCAP: bool = false;
 override HAS_SINKS: bool = false;
 override OCTETS: u32 = 8u; // head_size / 8

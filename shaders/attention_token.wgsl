@@ -4,8 +4,8 @@
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KV_DTYPE says
-// value_cache  as key_cache
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says
+// value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
 //              [n_tokens, n_heads, parts, head_size + 4] f32, each the sum of exp(score - maximum) * value, maximum, total, 0, 0
@@ -22,7 +22,8 @@
 @group(0) @binding(5) var<storage, read> sinks: array<f32>;
 @group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
-override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override KEY_DTYPE: u32 = 0u;   // as key_dtype of the params
+override VALUE_DTYPE: u32 = 0u; // as value_dtype
 override HAS_SOFTCAP: bool = false;
 override HAS_SINKS: bool = false;
 override LANES: u32 = 64u;    // at most 64

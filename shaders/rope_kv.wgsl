@@ -7,8 +7,8 @@
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key; with HAS_VALUES alone
 // query        [n_tokens, n_heads, head_size] f32, read and written
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 (KV_DTYPE)
-// value_cache  as key_cache; without HAS_VALUES anything, since keys are the values as well
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16, as KEY_DTYPE says
+// value_cache  as key_cache, as VALUE_DTYPE says; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per four values of a head: two pairs, which are whole words of a cache. What lies behind a head's first rotary_size
 // values stays as it is; with n_heads = 0 there are no queries to turn. The keys and values of a token outside
@@ -23,7 +23,8 @@
 @group(0) @binding(6) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(7) var<storage, read_write> value_cache: array<u32>;
 
-override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override KEY_DTYPE: u32 = 0u;   // as key_dtype of the params
+override VALUE_DTYPE: u32 = 0u; // as value_dtype
 override HAS_VALUES: bool = true;
 
 // Where in a head an invocation's four values lie: two at `first`, two at `second`.
@@ -55,20 +56,22 @@ fn rotated(v: vec4<f32>, turns: vec4<f32>) -> vec4<f32> {
 fn store(row: u32, place: Place, k: vec4<f32>, v: vec4<f32>) {
     let first = row + place.first;
     let second = row + place.second;
-    if KV_DTYPE == KV_F16 {
+    if KEY_DTYPE == KV_F16 {
         key_cache[first / 2u] = pack2x16float(k.xy);
         key_cache[second / 2u] = pack2x16float(k.zw);
-        if HAS_VALUES {
-            value_cache[first / 2u] = pack2x16float(v.xy);
-            value_cache[second / 2u] = pack2x16float(v.zw);
-        }
+    } else {
+        key_cache[first] = bitcast<u32>(k.x);
+        key_cache[first + 1u] = bitcast<u32>(k.y);
+        key_cache[second] = bitcast<u32>(k.z);
+        key_cache[second + 1u] = bitcast<u32>(k.w);
+    }
+    if !HAS_VALUES {
         return;
     }
-    key_cache[first] = bitcast<u32>(k.x);
-    key_cache[first + 1u] = bitcast<u32>(k.y);
-    key_cache[second] = bitcast<u32>(k.z);
-    key_cache[second + 1u] = bitcast<u32>(k.w);
-    if HAS_VALUES {
+    if VALUE_DTYPE == KV_F16 {
+        value_cache[first / 2u] = pack2x16float(v.xy);
+        value_cache[second / 2u] = pack2x16float(v.zw);
+    } else {
         value_cache[first] = bitcast<u32>(v.x);
         value_cache[first + 1u] = bitcast<u32>(v.y);
         value_cache[second] = bitcast<u32>(v.z);

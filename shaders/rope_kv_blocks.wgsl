@@ -1,5 +1,5 @@
-// Rotates queries and keys by their positions and stores keys and values, as rope_kv.wgsl does, in caches of blocks: 32 values that share a
-// scale, each rounded as ggml rounds it.
+// Rotates queries and keys by their positions and stores keys and values, as rope_kv.wgsl does, where one of both or both are stored as blocks:
+// 32 values that share a scale, each rounded as ggml rounds it.
 //
 // params       one per dispatch
 // cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
@@ -7,8 +7,8 @@
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key; with HAS_VALUES alone
 // query        [n_tokens, n_heads, head_size] f32, read and written
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KV_DTYPE says: the blocks' values, then their scales
-// value_cache  as key_cache; without HAS_VALUES anything, since keys are the values as well
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says; of blocks the values, then their scales
+// value_cache  as key_cache, as VALUE_DTYPE says; without HAS_VALUES anything, since keys are the values as well
 //
 // One workgroup per head of a token: its queries, its keys, its values. The keys and values of a token outside the cache are dropped.
 
@@ -21,7 +21,8 @@
 @group(0) @binding(6) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(7) var<storage, read_write> value_cache: array<u32>;
 
-override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override KEY_DTYPE: u32 = 0u;   // as key_dtype of the params
+override VALUE_DTYPE: u32 = 0u; // as value_dtype
 override HAS_VALUES: bool = true;
 override OCTETS: u32 = 4u; // head_size / 8, a multiple of 4
 
@@ -35,13 +36,13 @@ struct Scale {
     inverse: f32,
 }
 
-// That of the block which begins at value `begin` of the row.
-fn scale_at(begin: u32) -> Scale {
+// That of the block of this dtype which begins at value `begin` of the row.
+fn scale_at(begin: u32, dtype: u32) -> Scale {
     var farthest = 0.0;
     for (var i = begin; i < begin + 32u; i++) {
         farthest = select(farthest, row[i], abs(row[i]) > abs(farthest));
     }
-    let scale = select(farthest / -8.0, abs(farthest) / 127.0, KV_DTYPE == KV_Q8_0);
+    let scale = select(farthest / -8.0, abs(farthest) / 127.0, dtype == KV_Q8_0);
     return Scale(scale, select(1.0 / scale, 0.0, scale == 0.0));
 }
 
@@ -67,16 +68,35 @@ fn put(is_value: bool, index: u32, word: u32) {
     }
 }
 
-// Writes an octet of the row to row `cached` of a cache, and with every other block's first octet the scales of both.
+// Writes an octet of the row to row `cached` of a cache.
 fn store_octet(is_value: bool, cached: u32, octet: u32) {
+    let dtype = select(KEY_DTYPE, VALUE_DTYPE, is_value);
+    if dtype == KV_Q8_0 || dtype == KV_Q4_0 {
+        store_blocks(is_value, dtype, cached, octet);
+        return;
+    }
+    let place = (cached * OCTETS + octet) * 8u;
+    for (var i = 0u; i < 8u; i += 2u) {
+        let two = vec2<f32>(row[octet * 8u + i], row[octet * 8u + i + 1u]);
+        if dtype == KV_F16 {
+            put(is_value, (place + i) / 2u, pack2x16float(two));
+        } else {
+            put(is_value, place + i, bitcast<u32>(two.x));
+            put(is_value, place + i + 1u, bitcast<u32>(two.y));
+        }
+    }
+}
+
+// The same of blocks, and with every other block's first octet the scales of both.
+fn store_blocks(is_value: bool, dtype: u32, cached: u32, octet: u32) {
     let begin = octet * 8u;
-    let own = scale_at(begin / 32u * 32u);
+    let own = scale_at(begin / 32u * 32u, dtype);
     let low = own.inverse * vec4<f32>(row[begin], row[begin + 1u], row[begin + 2u], row[begin + 3u]);
     let high = own.inverse * vec4<f32>(row[begin + 4u], row[begin + 5u], row[begin + 6u], row[begin + 7u]);
     let n_rows = params.n_seqs * params.n_kv_heads * params.kv_capacity;
     let place = cached * OCTETS + octet;
     var first_scale = n_rows * OCTETS;
-    if KV_DTYPE == KV_Q8_0 {
+    if dtype == KV_Q8_0 {
         put(is_value, place * 2u, bytes_of(low));
         put(is_value, place * 2u + 1u, bytes_of(high));
         first_scale *= 2u;
@@ -86,7 +106,7 @@ fn store_octet(is_value: bool, cached: u32, octet: u32) {
     if octet % 8u == 0u {
         var next = 0.0;
         if octet + 4u < OCTETS {
-            next = scale_at(begin + 32u).scale;
+            next = scale_at(begin + 32u, dtype).scale;
         }
         let n_words = (OCTETS / 4u + 1u) / 2u; // of a row's scales
         put(is_value, first_scale + cached * n_words + octet / 8u, pack2x16float(vec2<f32>(own.scale, next)));

@@ -8,8 +8,8 @@
 // value         as key; with HAS_VALUES alone
 // query         [n_tokens, n_heads, head_size] f32
 // rotated_query [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
-// key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 (KV_DTYPE)
-// value_cache   as key_cache; without HAS_VALUES anything, since keys are the values as well
+// key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16, as KEY_DTYPE says
+// value_cache   as key_cache, as VALUE_DTYPE says; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
 // the cache are dropped.
@@ -24,7 +24,8 @@
 @group(0) @binding(7) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(8) var<storage, read_write> value_cache: array<u32>;
 
-override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override KEY_DTYPE: u32 = 0u;   // as key_dtype of the params
+override VALUE_DTYPE: u32 = 0u; // as value_dtype
 override HAS_VALUES: bool = true;
 
 // Value `i` of the head of queries that begins at `begin`; zero past its end.
@@ -53,16 +54,18 @@ fn value_at(begin: u32, i: u32) -> f32 {
 
 // Writes two values of a key and of a value, from value `first` of the caches on.
 fn store(first: u32, k: vec2<f32>, v: vec2<f32>) {
-    if KV_DTYPE == KV_F16 {
+    if KEY_DTYPE == KV_F16 {
         key_cache[first / 2u] = pack2x16float(k);
-        if HAS_VALUES {
-            value_cache[first / 2u] = pack2x16float(v);
-        }
+    } else {
+        key_cache[first] = bitcast<u32>(k.x);
+        key_cache[first + 1u] = bitcast<u32>(k.y);
+    }
+    if !HAS_VALUES {
         return;
     }
-    key_cache[first] = bitcast<u32>(k.x);
-    key_cache[first + 1u] = bitcast<u32>(k.y);
-    if HAS_VALUES {
+    if VALUE_DTYPE == KV_F16 {
+        value_cache[first / 2u] = pack2x16float(v);
+    } else {
         value_cache[first] = bitcast<u32>(v.x);
         value_cache[first + 1u] = bitcast<u32>(v.y);
     }

@@ -74,7 +74,7 @@ pub use engine::{Engine, EngineBuilder, LoadProgress, LoadedModel, MemoryUse, Mo
 pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::{EngineEnd, EngineHandle, Positions, Sequence, TokenStream};
-pub use plan::{KvDType, Plan, PlanOptions};
+pub use plan::{CacheDType, KvDType, Plan, PlanOptions};
 pub use session::{DraftSource, FinishReason, GenerateOptions, Generated, Generation, Session, Speculation};
 pub use text::{ChatMessage, Sampler, SamplingSettings, TemplateInput};
 pub use units::Bytes;

@@ -9,7 +9,8 @@ struct Params {
     kv_capacity: u32,
     window: u32, // a token sees positions less than so many away; 0: all
     scale: f32,
-    kv_dtype: u32, // KV_DTYPE of a pipeline says the same
+    key_dtype: u32,   // KEY_DTYPE of a pipeline says the same
+    value_dtype: u32, // VALUE_DTYPE likewise
     softcap: f32,  // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
     is_causal: u32, // 0: a token sees positions behind its own as well
     in_chunks: u32, // 1: a token sees the positions since the last multiple of the window

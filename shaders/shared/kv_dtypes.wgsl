@@ -1,5 +1,5 @@
 
-// How the caches of keys and values store them: what KV_DTYPE may be. 0: f32.
+// How the caches of keys and values store them: what KEY_DTYPE and VALUE_DTYPE may be. 0: f32.
 
 const KV_F16: u32 = 1u;  // two to a word
 const KV_Q8_0: u32 = 2u; // blocks of 32 signed bytes, four to a word, and a scale; value = scale * byte

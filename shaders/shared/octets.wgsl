@@ -8,27 +8,27 @@ struct Octet {
 }
 
 fn key_octet(index: u32) -> Octet {
-    if KV_DTYPE == KV_F16 {
+    if KEY_DTYPE == KV_F16 {
         return octet_of_halves(words_of(key_cache[index]));
     }
-    if KV_DTYPE == KV_Q8_0 {
-        return octet_of_bytes(words_of(key_cache[index / 2u]), index, words_of(key_cache[scales_of(index)]));
+    if KEY_DTYPE == KV_Q8_0 {
+        return octet_of_bytes(words_of(key_cache[index / 2u]), index, words_of(key_cache[scales_of(index, KEY_DTYPE)]));
     }
-    if KV_DTYPE == KV_Q4_0 {
-        return octet_of_nibbles(words_of(key_cache[index / 4u]), index, words_of(key_cache[scales_of(index)]));
+    if KEY_DTYPE == KV_Q4_0 {
+        return octet_of_nibbles(words_of(key_cache[index / 4u]), index, words_of(key_cache[scales_of(index, KEY_DTYPE)]));
     }
     return octet_of_floats(words_of(key_cache[index * 2u]), words_of(key_cache[index * 2u + 1u]));
 }
 
 fn value_octet(index: u32) -> Octet {
-    if KV_DTYPE == KV_F16 {
+    if VALUE_DTYPE == KV_F16 {
         return octet_of_halves(words_of(value_cache[index]));
     }
-    if KV_DTYPE == KV_Q8_0 {
-        return octet_of_bytes(words_of(value_cache[index / 2u]), index, words_of(value_cache[scales_of(index)]));
+    if VALUE_DTYPE == KV_Q8_0 {
+        return octet_of_bytes(words_of(value_cache[index / 2u]), index, words_of(value_cache[scales_of(index, VALUE_DTYPE)]));
     }
-    if KV_DTYPE == KV_Q4_0 {
-        return octet_of_nibbles(words_of(value_cache[index / 4u]), index, words_of(value_cache[scales_of(index)]));
+    if VALUE_DTYPE == KV_Q4_0 {
+        return octet_of_nibbles(words_of(value_cache[index / 4u]), index, words_of(value_cache[scales_of(index, VALUE_DTYPE)]));
     }
     return octet_of_floats(words_of(value_cache[index * 2u]), words_of(value_cache[index * 2u + 1u]));
 }
@@ -78,9 +78,9 @@ fn scale_index(index: u32) -> u32 {
     return index / OCTETS * ((OCTETS / 4u + 1u) / 2u * 2u) + index % OCTETS / 4u;
 }
 
-// The four words of a cache that hold the scale of octet `index`.
-fn scales_of(index: u32) -> u32 {
-    let in_four_words = select(4u, 2u, KV_DTYPE == KV_Q8_0);
+// The four words of a cache of this dtype that hold the scale of octet `index`.
+fn scales_of(index: u32, dtype: u32) -> u32 {
+    let in_four_words = select(4u, 2u, dtype == KV_Q8_0);
     let first = params.n_seqs * params.n_kv_heads * params.kv_capacity * OCTETS / in_four_words;
     return first + scale_index(index) / 8u;
 }

@@ -45,7 +45,7 @@ pub use drafts::{DraftArgs, SpecTypeArg};
 pub use embed::EmbedArgs;
 pub use generation::{GenerationArgs, RunArgs, Thinking};
 pub use lora::{LoraArg, LoraArgs};
-pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
+pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use override_tensor::OverrideTensors;
 pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use sampling::SamplingArgs;
@@ -385,6 +385,7 @@ fn parse_value<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::KvDType;
 
     fn read(line: &str) -> Result<Command, clap::Error> {
         read_with(&[], line)
@@ -434,7 +435,7 @@ mod tests {
         assert_eq!(args.placement.n_gpu_layers, GpuLayers::Count(20));
         assert_eq!((args.placement.ctx_size, args.generation.predict, args.generation.seed), (4096, -1, -1));
         assert_eq!((args.placement.ubatch_size, args.placement.batch_size, args.placement.threads), (Some(256), Some(512), Some(4)));
-        assert_eq!(args.placement.kv_dtype().unwrap(), Some(KvDtypeArg::F16));
+        assert_eq!(args.placement.kv_dtype(), KvDType::F16);
         assert_eq!((args.generation.sampling.temp, args.generation.prompt.as_deref()), (Some(0.0), Some("hi")));
     }
 
@@ -563,7 +564,21 @@ mod tests {
         assert_eq!(args.max_memory.unwrap().to_string(), "cpu=1GiB");
         let args = placement("--device gpu:1 --strict=no -ctk f32 -ctv f32");
         assert_eq!((args.device.to_string(), args.strict), ("gpu:1".into(), false));
-        assert_eq!(args.kv_dtype().unwrap(), Some(KvDtypeArg::F32));
-        assert_eq!(placement("").kv_dtype().unwrap(), Some(KvDtypeArg::F16));
+        assert_eq!(args.kv_dtype(), KvDType::F32);
+        assert_eq!(placement("").kv_dtype(), KvDType::F16);
+        // One for both, one for each, and one for one of them.
+        for (line, expected) in [
+            ("--kv-dtype q8_0", "q8_0"),
+            ("--kv-dtype q8_0/q4_0", "q8_0/q4_0"),
+            ("-ctk q8_0", "q8_0/f16"),
+            ("-ctv q4_0", "f16/q4_0"),
+            ("-ctk f32 -ctv q8_0", "f32/q8_0"),
+            ("--kv-dtype q4_0 -ctk f16", "f16/q4_0"),
+        ] {
+            assert_eq!(placement(line).kv_dtype().to_string(), expected, "{line}");
+        }
+        for line in ["--kv-dtype q4", "--kv-dtype f16/", "--kv-dtype f16/f16/f16", "-ctk f16/f16", "-ctv F16"] {
+            assert!(read(&format!("plan m {line}")).is_err(), "{line}");
+        }
     }
 }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
-use crate::cli::args::{
-    DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, LoraArg, ModelSource, ObjectiveArg, PlacementArgs, UploadArg,
-};
+use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, LoraArg, ModelSource, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::expert_profile;
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::terminal::{Progress, Visibility, note};
@@ -16,7 +14,7 @@ use crate::engine::{Engine, EngineBuilder, Prepared};
 use crate::error::{Error, Result};
 use crate::lora::Scaled;
 use crate::machine::Measure;
-use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
+use crate::plan::{Context, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
 use crate::platform;
 use crate::session::{DraftSource, Speculation};
 use crate::stream::MAX_TOKENS_TOGETHER;
@@ -51,12 +49,6 @@ impl<'a> Placement<'a> {
             let reason = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
             return Err(Error::InvalidArgument { option: "--no-split".into(), reason });
         }
-        let kv_dtype = match args.kv_dtype()? {
-            None | Some(KvDtypeArg::F16) => KvDType::F16,
-            Some(KvDtypeArg::F32) => KvDType::F32,
-            Some(KvDtypeArg::Q8_0) => KvDType::Q8_0,
-            Some(KvDtypeArg::Q4_0) => KvDType::Q4_0,
-        };
         // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
         let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();
         let options = PlanOptions {
@@ -70,7 +62,7 @@ impl<'a> Placement<'a> {
             n_seqs: args.n_seqs.filter(|n_seqs| *n_seqs > 0).map_or(options.n_seqs, |n_seqs| n_seqs as usize),
             ctx_size: (args.ctx_size > 0).then_some(args.ctx_size as usize),
             ubatch_size: options.ubatch_size.or(ubatch_size.map(|n_tokens| n_tokens as usize)),
-            kv_dtype,
+            kv_dtype: args.kv_dtype(),
             resident_layers: match args.n_gpu_layers {
                 GpuLayers::Auto => ResidentLayers::Auto,
                 GpuLayers::All => ResidentLayers::All,

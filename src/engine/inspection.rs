@@ -8,7 +8,7 @@ use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use crate::dtype::DType;
 use crate::model::{Checkpoint, Model, ModelConfig, Unit};
 use crate::plan::sizes::{KvCache, kv_bytes_per_position};
-use crate::plan::{self, KvDType, PlacementRule, PlanOptions, ResidentLayers, Usage};
+use crate::plan::{self, CacheDType, PlacementRule, PlanOptions, ResidentLayers, Usage};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -89,9 +89,9 @@ impl<'a> Inspection<'a> {
         let stored = |unit: &Unit| -> Bytes { unit.matrices().map(|id| catalog[id].size_bytes).sum() };
         let largest_unit = model.units.iter().max_by_key(|unit| stored(unit));
         let largest_tensor = catalog.tensors.iter().max_by_key(|tensor| tensor.size_bytes);
-        let fits = |dtype: &KvDType| model.caches().all(|layer| layer.head_size.is_multiple_of(dtype.block_len()));
-        let kv = KvDType::ALL.into_iter().filter(fits);
-        let kv = kv.map(|dtype| (dtype.to_string(), kv_bytes_per_position(model, KvCache::Gpu(dtype))));
+        let fits = |dtype: &CacheDType| model.caches().all(|layer| layer.head_size.is_multiple_of(dtype.block_len()));
+        let kv = CacheDType::ALL.into_iter().filter(fits);
+        let kv = kv.map(|dtype| (dtype.to_string(), kv_bytes_per_position(model, [KvCache::Gpu(dtype); 2])));
         Inspection {
             schema: "tierflow.inspect/1",
             path: &checkpoint.path,

@@ -12,7 +12,7 @@ pub mod token;
 use bytemuck::{Pod, Zeroable};
 
 use super::matmul::MAX_DECODE_TOKENS;
-use super::rope_kv::{Token, checked_dtype, dtype_constant};
+use super::rope_kv::{Token, checked_dtypes, dtype_constants};
 use super::{BatchShape, Binding, Needed, f32_bytes, is_software, require};
 use crate::device::Phase;
 use crate::error::Result;
@@ -44,8 +44,10 @@ pub struct Params {
     pub window: u32,
     /// Usually `1 / sqrt(head_size)` of the heads as the model has them.
     pub scale: f32,
-    /// A [`super::rope_kv::KvDType`] as a number.
-    pub kv_dtype: u32,
+    /// That of keys: a [`super::rope_kv::CacheDType`] as a number.
+    pub key_dtype: u32,
+    /// That of values.
+    pub value_dtype: u32,
     /// The cap of scores; 0 for none.
     pub softcap: f32,
     /// 1: a token sees no position behind its own; 0: it sees those as well.
@@ -55,7 +57,7 @@ pub struct Params {
 }
 
 impl Params {
-    /// Those of `attention`; its heads as they are.
+    /// Those of `attention`, which has values besides keys; its heads as they are.
     pub fn of(attention: &Attention, batch: &BatchShape) -> Params {
         Params {
             n_tokens: batch.n_tokens,
@@ -66,7 +68,8 @@ impl Params {
             kv_capacity: batch.kv_capacity,
             window: attention.window.unwrap_or(0) as u32,
             scale: attention.scale,
-            kv_dtype: batch.kv_dtype as u32,
+            key_dtype: batch.kv_dtypes[0] as u32,
+            value_dtype: batch.kv_dtypes[1] as u32,
             softcap: attention.softcap.unwrap_or(0.0),
             is_causal: u32::from(attention.is_causal),
             in_chunks: u32::from(attention.in_chunks),
@@ -83,7 +86,7 @@ pub struct Bindings<'a> {
     pub tokens: Binding<'a>,
     /// `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
     pub key_cache: Binding<'a>,
-    /// As `key_cache`.
+    /// As `key_cache`, in a dtype of its own.
     pub value_cache: Binding<'a>,
     /// `[n_heads]`: a score of each head that takes a share and has no value; `None` where there are none.
     pub sinks: Option<Binding<'a>>,
@@ -224,8 +227,9 @@ pub fn parts_bytes(params: &Params) -> u64 {
 }
 
 /// Override constants of all variants that say how the caches lie in memory.
-pub(super) fn cache_constants(params: &Params) -> [(&'static str, f64); 2] {
-    [dtype_constant(params.kv_dtype), ("OCTETS", f64::from(params.head_size / 8))]
+pub(super) fn cache_constants(params: &Params) -> [(&'static str, f64); 3] {
+    let [key_dtype, value_dtype] = dtype_constants([params.key_dtype, params.value_dtype]);
+    [key_dtype, value_dtype, ("OCTETS", f64::from(params.head_size / 8))]
 }
 
 /// The override constant of all variants that says whether scores are capped.
@@ -241,8 +245,8 @@ pub(super) fn part_constants(params: &Params) -> [(&'static str, f64); 2] {
 
 /// The bindings of `params` with the bytes that they demand; what is written comes last.
 pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>, target: Target) -> Result<[Needed<'a>; 6]> {
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, .. } = *params;
-    let dtype = checked_dtype(gpu, stem, kv_dtype, head_size)?;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, .. } = *params;
+    let dtypes = checked_dtypes(gpu, stem, [params.key_dtype, params.value_dtype], head_size)?;
     let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
     require(gpu, stem, heads_fit, "n_kv_heads does not divide n_heads")?;
     let most = if stem == super::ATTENTION_TOKEN.stem { MAX_HEAD_SIZE } else { MAX_SHARED_SIZE };
@@ -250,12 +254,12 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
     require(gpu, stem, size_fits, "head_size must be a multiple of 8, and no larger than it holds")?;
     require(gpu, stem, n_tokens > 0 && n_seqs > 0 && kv_capacity > 0, "it is empty")?;
     let rows = f32_bytes(&[n_tokens, n_heads, head_size]);
-    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
+    let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size));
     Ok([
         (bindings.query, rows),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
-        (bindings.key_cache, cache),
-        (bindings.value_cache, cache),
+        (bindings.key_cache, keys),
+        (bindings.value_cache, values),
         sinks_needed(params, &bindings),
         match target {
             Target::Parts if n_parts(params) > 1 => (bindings.parts, parts_bytes(params)),
@@ -371,7 +375,8 @@ mod tests {
             kv_capacity: 512,
             window: 0,
             scale: 0.125,
-            kv_dtype: 1,
+            key_dtype: 1,
+            value_dtype: 1,
             softcap: 0.0,
             is_causal: 1,
             in_chunks: 0,

@@ -47,8 +47,8 @@ pub struct BatchShape {
     pub n_seqs: u32,
     /// Positions of a sequence in the caches.
     pub kv_capacity: u32,
-    /// How the caches store their values.
-    pub kv_dtype: rope_kv::KvDType,
+    /// How the caches of keys and of values store them.
+    pub kv_dtypes: [rope_kv::CacheDType; 2],
 }
 
 impl BatchShape {

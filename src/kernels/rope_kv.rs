@@ -13,7 +13,7 @@ use crate::model::{Rope, StoreKv};
 /// How a cache stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum KvDType {
+pub enum CacheDType {
     /// Four bytes a value.
     F32 = 0,
     /// Two bytes a value; `head_size` must be even.
@@ -24,18 +24,18 @@ pub enum KvDType {
     Q4_0 = 3,
 }
 
-impl KvDType {
+impl CacheDType {
     /// The one that params mean.
-    pub fn of_params(kv_dtype: u32) -> Option<KvDType> {
-        [KvDType::F32, KvDType::F16, KvDType::Q8_0, KvDType::Q4_0].into_iter().find(|dtype| *dtype as u32 == kv_dtype)
+    pub fn of_params(dtype: u32) -> Option<CacheDType> {
+        [CacheDType::F32, CacheDType::F16, CacheDType::Q8_0, CacheDType::Q4_0].into_iter().find(|own| *own as u32 == dtype)
     }
 
     /// What blocks of it are in files; `None` where it has none.
     pub fn blocks(self) -> Option<DType> {
         match self {
-            KvDType::F32 | KvDType::F16 => None,
-            KvDType::Q8_0 => Some(DType::Q8_0),
-            KvDType::Q4_0 => Some(DType::Q4_0),
+            CacheDType::F32 | CacheDType::F16 => None,
+            CacheDType::Q8_0 => Some(DType::Q8_0),
+            CacheDType::Q4_0 => Some(DType::Q4_0),
         }
     }
 
@@ -43,10 +43,10 @@ impl KvDType {
     pub fn row_words(self, head_size: u32) -> [u32; 2] {
         let scales = (head_size / 32).div_ceil(2);
         match self {
-            KvDType::F32 => [head_size, 0],
-            KvDType::F16 => [head_size / 2, 0],
-            KvDType::Q8_0 => [head_size / 4, scales],
-            KvDType::Q4_0 => [head_size / 8, scales],
+            CacheDType::F32 => [head_size, 0],
+            CacheDType::F16 => [head_size / 2, 0],
+            CacheDType::Q8_0 => [head_size / 4, scales],
+            CacheDType::Q4_0 => [head_size / 8, scales],
         }
     }
 
@@ -67,7 +67,7 @@ impl KvDType {
                 dtype.decode(&bytes, &mut values);
                 values
             }
-            (KvDType::F16, None) => head.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect(),
+            (CacheDType::F16, None) => head.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect(),
             (_, None) => head.to_vec(),
         }
     }
@@ -110,8 +110,10 @@ pub struct Params {
     pub n_seqs: u32,
     /// Positions of a sequence in the caches.
     pub kv_capacity: u32,
-    /// A [`KvDType`] as a number.
-    pub kv_dtype: u32,
+    /// That of keys: a [`CacheDType`] as a number.
+    pub key_dtype: u32,
+    /// That of values; where keys are the values as well, that of keys.
+    pub value_dtype: u32,
     /// [`RopePairing`](crate::model::RopePairing) as a number.
     pub pairing: u32,
     /// Values of a head that turn, from the first on: a multiple of 4, at most `head_size`.
@@ -128,10 +130,18 @@ impl Params {
             head_size: store.head_size as u32,
             n_seqs: batch.n_seqs,
             kv_capacity: batch.kv_capacity,
-            kv_dtype: batch.kv_dtype as u32,
+            key_dtype: batch.kv_dtypes[0] as u32,
+            value_dtype: batch.kv_dtypes[usize::from(store.value.is_some())] as u32,
             pairing: query.map_or(0, |query| query.pairs as u32),
             rotary_size: query.map_or(0, |query| query.rotary_size as u32),
         }
+    }
+
+    /// Whether keys or values become blocks, so that `rope_kv_blocks` stores them.
+    pub fn stores_blocks(&self) -> bool {
+        [self.key_dtype, self.value_dtype]
+            .into_iter()
+            .any(|dtype| CacheDType::of_params(dtype).is_some_and(|dtype| dtype.blocks().is_some()))
     }
 
     /// The rotation of rows of so many heads.
@@ -154,9 +164,9 @@ pub struct Bindings<'a> {
     pub value: Option<Binding<'a>>,
     /// `[n_tokens, n_heads, head_size]`, rotated in place.
     pub query: Binding<'a>,
-    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`KvDType`].
+    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`CacheDType`].
     pub key_cache: Binding<'a>,
-    /// As `key_cache`; anything that may be written where there are no values.
+    /// As `key_cache`, in a dtype of its own; anything that may be written where there are no values.
     pub value_cache: Binding<'a>,
 }
 
@@ -165,30 +175,31 @@ pub struct Bindings<'a> {
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is no multiple of 4.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, kv_dtype, pairing, rotary_size, .. } = *params;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, pairing, rotary_size, .. } = *params;
     let is_whole = head_size.is_multiple_of(4) && rotary_size.is_multiple_of(4) && rotary_size <= head_size;
     require(gpu, ROPE_KV.stem, is_whole && pairing < 2, "head_size or rotary_size is no multiple of 4, or the pairing unknown")?;
-    let dtype = checked_dtype(gpu, ROPE_KV.stem, kv_dtype, head_size)?;
-    require(gpu, ROPE_KV.stem, dtype.blocks().is_none(), "it stores no blocks")?;
-    let needed = bindings.needed(params, dtype);
+    let dtypes = checked_dtypes(gpu, ROPE_KV.stem, [params.key_dtype, params.value_dtype], head_size)?;
+    require(gpu, ROPE_KV.stem, !params.stores_blocks(), "it stores no blocks")?;
+    let needed = bindings.needed(params, dtypes);
     let workgroups = fold_items(gpu, ROPE_KV.stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), head_size / 4])?;
-    dispatch(gpu, &ROPE_KV, &[dtype_constant(kv_dtype), values_constant(bindings.value)], params_buffer, &needed, workgroups)
+    let [key_dtype, value_dtype] = dtype_constants([params.key_dtype, params.value_dtype]);
+    dispatch(gpu, &ROPE_KV, &[key_dtype, value_dtype, values_constant(bindings.value)], params_buffer, &needed, workgroups)
 }
 
 impl<'a> Bindings<'a> {
     /// The bindings in the shader's order, and the bytes that each must have.
-    pub(super) fn needed(self, params: &Params, dtype: KvDType) -> [(Binding<'a>, u64); 7] {
+    pub(super) fn needed(self, params: &Params, dtypes: [CacheDType; 2]) -> [(Binding<'a>, u64); 7] {
         let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, rotary_size, .. } = *params;
         let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-        let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
+        let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size));
         [
             (self.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
             (self.tokens, f32_bytes(&[n_tokens, 4])),
             (self.key, rows),
             (self.value.unwrap_or(self.key), rows),
             (self.query, f32_bytes(&[n_tokens, n_heads, head_size])),
-            (self.key_cache, cache),
-            (self.value_cache, if self.value.is_some() { cache } else { 4 }),
+            (self.key_cache, keys),
+            (self.value_cache, if self.value.is_some() { values } else { 4 }),
         ]
     }
 }
@@ -198,17 +209,20 @@ pub(super) fn values_constant(value: Option<Binding<'_>>) -> (&'static str, f64)
     ("HAS_VALUES", f64::from(u8::from(value.is_some())))
 }
 
-/// The override constant that says how caches store their values.
-pub(super) fn dtype_constant(kv_dtype: u32) -> (&'static str, f64) {
-    ("KV_DTYPE", f64::from(kv_dtype))
+/// The override constants that say how caches store keys and values.
+pub(super) fn dtype_constants([key, value]: [u32; 2]) -> [(&'static str, f64); 2] {
+    [("KEY_DTYPE", f64::from(key)), ("VALUE_DTYPE", f64::from(value))]
 }
 
-/// The dtype of the cache, which can hold heads of this size.
-pub(super) fn checked_dtype(gpu: &Gpu, stem: &str, kv_dtype: u32, head_size: u32) -> Result<KvDType> {
-    let dtype = KvDType::of_params(kv_dtype).ok_or_else(|| gpu.error(format!("kernel {stem}: the cache's dtype is unknown")))?;
-    let values = dtype.blocks().map_or(kv_dtype + 1, |dtype| dtype.block_len() as u32);
-    require(gpu, stem, head_size.is_multiple_of(values), "heads of this size are no whole words or blocks of the cache's dtype")?;
-    Ok(dtype)
+/// The dtypes of the caches of keys and of values, which can hold heads of this size.
+pub(super) fn checked_dtypes(gpu: &Gpu, stem: &str, [key, value]: [u32; 2], head_size: u32) -> Result<[CacheDType; 2]> {
+    let checked = |number: u32| {
+        let dtype = CacheDType::of_params(number).ok_or_else(|| gpu.error(format!("kernel {stem}: a cache's dtype is unknown")))?;
+        let values = dtype.blocks().map_or(number + 1, |dtype| dtype.block_len() as u32);
+        require(gpu, stem, head_size.is_multiple_of(values), "heads of this size are no whole words or blocks of a cache's dtype")?;
+        Ok(dtype)
+    };
+    Ok([checked(key)?, checked(value)?])
 }
 
 /// What the CPU twin works on, in f32 throughout; shapes as in [`Bindings`].
@@ -235,7 +249,7 @@ pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Val
 /// The storing part alone, of keys that are rotated.
 pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key_cache, value_cache]: [&mut [f32]; 2]) {
     let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
-    let dtype = KvDType::of_params(params.kv_dtype).unwrap_or(KvDType::F32);
+    let [of_keys, of_values] = [params.key_dtype, params.value_dtype].map(|dtype| CacheDType::of_params(dtype).unwrap_or(CacheDType::F32));
     for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
         if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
             continue;
@@ -243,9 +257,9 @@ pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key
         for head in 0..n_kv_heads {
             let cached = ((token.seq as usize * n_kv_heads + head) * capacity + token.position as usize) * head_size;
             let row = (t * n_kv_heads + head) * head_size;
-            key_cache[cached..][..head_size].copy_from_slice(&dtype.rounded(&key[row..][..head_size]));
+            key_cache[cached..][..head_size].copy_from_slice(&of_keys.rounded(&key[row..][..head_size]));
             if !value_cache.is_empty() {
-                value_cache[cached..][..head_size].copy_from_slice(&dtype.rounded(&value[row..][..head_size]));
+                value_cache[cached..][..head_size].copy_from_slice(&of_values.rounded(&value[row..][..head_size]));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! As `rope_kv`, for heads of any even size: queries, keys and values are written as heads of whole octets, which attention reads.
 //! Params are those of `rope_kv`, with the size of the heads as they are.
 
-use super::rope_kv::{Params, Token, Values, checked_dtype, dtype_constant, store, values_constant};
+use super::rope_kv::{Params, Token, Values, checked_dtypes, dtype_constants, store, values_constant};
 use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require, rope};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -29,9 +29,9 @@ pub struct Bindings<'a> {
     pub query: Binding<'a>,
     /// The queries: `[n_tokens, n_heads, padded]`.
     pub rotated_query: Binding<'a>,
-    /// `[n_seqs, n_kv_heads, kv_capacity, padded]` as [`super::rope_kv::KvDType`].
+    /// `[n_seqs, n_kv_heads, kv_capacity, padded]` as [`super::rope_kv::CacheDType`].
     pub key_cache: Binding<'a>,
-    /// As `key_cache`; anything that may be written where there are no values.
+    /// As `key_cache`, in a dtype of its own; anything that may be written where there are no values.
     pub value_cache: Binding<'a>,
 }
 
@@ -41,14 +41,14 @@ pub struct Bindings<'a> {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is odd.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ROPE_KV_PADDED.stem;
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size } = *params;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, pairing, rotary_size, .. } = *params;
     let is_even = head_size.is_multiple_of(2) && rotary_size.is_multiple_of(2) && rotary_size <= head_size;
     require(gpu, stem, is_even && pairing < 2, "head_size or rotary_size is odd, or the pairing unknown")?;
     let padded = padded_size(head_size);
-    let dtype = checked_dtype(gpu, stem, kv_dtype, padded)?;
-    require(gpu, stem, dtype.blocks().is_none(), "it stores no blocks")?;
+    let dtypes = checked_dtypes(gpu, stem, [params.key_dtype, params.value_dtype], padded)?;
+    require(gpu, stem, !params.stores_blocks(), "it stores no blocks")?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], padded);
+    let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], padded));
     let needed = [
         (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
@@ -56,11 +56,12 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.value.unwrap_or(bindings.key), rows),
         (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
         (bindings.rotated_query, f32_bytes(&[n_tokens, n_heads, padded])),
-        (bindings.key_cache, cache),
-        (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
+        (bindings.key_cache, keys),
+        (bindings.value_cache, if bindings.value.is_some() { values } else { 4 }),
     ];
     let workgroups = fold_items(gpu, stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), padded / 2])?;
-    dispatch(gpu, &ROPE_KV_PADDED, &[dtype_constant(kv_dtype), values_constant(bindings.value)], params_buffer, &needed, workgroups)
+    let [key_dtype, value_dtype] = dtype_constants([params.key_dtype, params.value_dtype]);
+    dispatch(gpu, &ROPE_KV_PADDED, &[key_dtype, value_dtype, values_constant(bindings.value)], params_buffer, &needed, workgroups)
 }
 
 /// CPU twin of `shaders/rope_kv_padded.wgsl`: `values` are as in `rope_kv`, with padded caches; returns the padded queries.

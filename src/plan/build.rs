@@ -146,7 +146,7 @@ impl Build<'_> {
                 advice: Advice { because: Box::default(), remedies: remedies.to_vec() },
             })),
         };
-        let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_cache(own), site.options.n_seqs, shape.ctx_size);
+        let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_caches(own), site.options.n_seqs, shape.ctx_size);
         check(
             "the KV cache of one layer",
             kv_buffer,

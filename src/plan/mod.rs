@@ -55,7 +55,9 @@ pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
 pub(crate) use fusion::{is_fused, rotated_by};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
-pub use options::{Context, HostLayers, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
+pub use options::{
+    CacheDType, Context, HostLayers, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath,
+};
 pub use saved::SavedPlan;
 pub use schedule::{Schedule, Stage, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
@@ -84,7 +86,7 @@ pub struct Plan {
     pub n_seqs: usize,
     /// What one forward may ask for at most.
     pub forward: ForwardSize,
-    /// How the KV caches of adapters store their numbers; those of the host are f32.
+    /// How the KV caches of adapters store their numbers; the host has f32 in place of f16.
     pub kv_dtype: KvDType,
 }
 
@@ -282,17 +284,16 @@ impl Plan {
         if device == Device::Cpu { self.kv_dtype.on_host() } else { self.kv_dtype }
     }
 
-    /// How `device` keeps keys and values.
-    pub fn kv_cache_of(&self, device: Device) -> sizes::KvCache {
-        let dtype = self.kv_dtype_of(device);
-        if device == Device::Cpu { sizes::KvCache::Host(dtype) } else { sizes::KvCache::Gpu(dtype) }
+    /// How `device` keeps keys, and values.
+    pub fn kv_caches_of(&self, device: Device) -> [sizes::KvCache; 2] {
+        sizes::KvCache::both(self.kv_dtype, device == Device::Cpu)
     }
 
     /// Bytes that the first `n_positions` of one sequence take in the KV caches and states of all devices.
     pub fn sequence_bytes(&self, model: &Model, n_positions: usize) -> Bytes {
         let of_unit = |(unit, planned): (&Unit, &UnitPlan)| {
-            let cache = self.kv_cache_of(planned.execute_on);
-            let positions = unit.cache().map_or(Bytes::ZERO, |layer| sizes::kv_bytes_of_layer(layer, cache)).times(n_positions as u64);
+            let caches = self.kv_caches_of(planned.execute_on);
+            let positions = unit.cache().map_or(Bytes::ZERO, |layer| sizes::kv_bytes_of_layer(layer, caches)).times(n_positions as u64);
             // A state is that after the last token, however many there were.
             positions + if n_positions > 0 { sizes::state_values_bytes(unit) } else { Bytes::ZERO }
         };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::Device;
@@ -13,12 +13,11 @@ use crate::error::{Error, Result, Setting};
 use crate::plan::{ExpertCacheRule, ExpertMissRule, ExpertProfile, Placement, SavedPlan};
 use crate::units::Bytes;
 
-/// How the KV cache stores its numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How a cache of keys, or of values, stores its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum KvDType {
+pub enum CacheDType {
     /// IEEE single.
-    #[default]
     F32,
     /// IEEE half: half the memory, rounded.
     F16,
@@ -30,15 +29,15 @@ pub enum KvDType {
     Q4_0,
 }
 
-impl KvDType {
+impl CacheDType {
     /// All of them.
-    pub const ALL: [KvDType; 4] = [KvDType::F32, KvDType::F16, KvDType::Q8_0, KvDType::Q4_0];
+    pub const ALL: [CacheDType; 4] = [CacheDType::F32, CacheDType::F16, CacheDType::Q8_0, CacheDType::Q4_0];
 
     /// Numbers that are stored together; a head must have whole blocks.
     pub fn block_len(self) -> usize {
         match self {
-            KvDType::F32 | KvDType::F16 => 1,
-            KvDType::Q8_0 | KvDType::Q4_0 => 32,
+            CacheDType::F32 | CacheDType::F16 => 1,
+            CacheDType::Q8_0 | CacheDType::Q4_0 => 32,
         }
     }
 
@@ -46,38 +45,109 @@ impl KvDType {
     pub fn row_bytes(self, n_numbers: usize) -> [u64; 2] {
         let (n_numbers, n_blocks) = (n_numbers as u64, (n_numbers / 32) as u64);
         match self {
-            KvDType::F32 => [4 * n_numbers, 0],
-            KvDType::F16 => [2 * n_numbers, 0],
-            KvDType::Q8_0 => [n_numbers, 2 * n_blocks],
-            KvDType::Q4_0 => [n_numbers / 2, 2 * n_blocks],
+            CacheDType::F32 => [4 * n_numbers, 0],
+            CacheDType::F16 => [2 * n_numbers, 0],
+            CacheDType::Q8_0 => [n_numbers, 2 * n_blocks],
+            CacheDType::Q4_0 => [n_numbers / 2, 2 * n_blocks],
         }
     }
 
     /// What the host stores in its place: half the memory would cost it more time than that saves.
     #[must_use]
+    pub fn on_host(self) -> CacheDType {
+        if self == CacheDType::F16 { CacheDType::F32 } else { self }
+    }
+}
+
+impl fmt::Display for CacheDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            CacheDType::F32 => "f32",
+            CacheDType::F16 => "f16",
+            CacheDType::Q8_0 => "q8_0",
+            CacheDType::Q4_0 => "q4_0",
+        })
+    }
+}
+
+impl FromStr for CacheDType {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<CacheDType> {
+        CacheDType::ALL.into_iter().find(|dtype| dtype.to_string() == text).ok_or_else(|| Error::InvalidArgument {
+            option: Setting::KvDType.into(),
+            reason: format!("`{text}` is none of f32, f16, q8_0 and q4_0"),
+        })
+    }
+}
+
+/// How the KV cache stores its numbers. As a word it is the dtype of both, or those of keys and of values: `q8_0/q4_0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvDType {
+    /// Of keys, and of what stands for both.
+    pub keys: CacheDType,
+    /// Of values.
+    pub values: CacheDType,
+}
+
+impl KvDType {
+    /// Both in [`CacheDType::F32`].
+    pub const F32: KvDType = KvDType::both(CacheDType::F32);
+    /// Both in [`CacheDType::F16`].
+    pub const F16: KvDType = KvDType::both(CacheDType::F16);
+    /// Both in [`CacheDType::Q8_0`].
+    pub const Q8_0: KvDType = KvDType::both(CacheDType::Q8_0);
+    /// Both in [`CacheDType::Q4_0`].
+    pub const Q4_0: KvDType = KvDType::both(CacheDType::Q4_0);
+
+    /// Keys and values in the same dtype.
+    pub const fn both(dtype: CacheDType) -> KvDType {
+        KvDType { keys: dtype, values: dtype }
+    }
+
+    /// The same with another dtype for each, which follows from its own.
+    #[must_use]
+    pub fn map(self, of_each: impl Fn(CacheDType) -> CacheDType) -> KvDType {
+        KvDType { keys: of_each(self.keys), values: of_each(self.values) }
+    }
+
+    /// What the host stores in its place.
+    #[must_use]
     pub fn on_host(self) -> KvDType {
-        if self == KvDType::F16 { KvDType::F32 } else { self }
+        self.map(CacheDType::on_host)
+    }
+}
+
+impl Default for KvDType {
+    /// What is least rounded.
+    fn default() -> KvDType {
+        KvDType::F32
     }
 }
 
 impl fmt::Display for KvDType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            KvDType::F32 => "f32",
-            KvDType::F16 => "f16",
-            KvDType::Q8_0 => "q8_0",
-            KvDType::Q4_0 => "q4_0",
-        })
+        let KvDType { keys, values } = self;
+        if keys == values { keys.fmt(f) } else { f.pad(&format!("{keys}/{values}")) }
     }
 }
 
 impl FromStr for KvDType {
     type Err = Error;
     fn from_str(text: &str) -> Result<KvDType> {
-        KvDType::ALL.into_iter().find(|dtype| dtype.to_string() == text).ok_or_else(|| Error::InvalidArgument {
-            option: Setting::KvDType.into(),
-            reason: format!("`{text}` is none of f32, f16, q8_0 and q4_0"),
-        })
+        let (keys, values) = text.split_once('/').unwrap_or((text, text));
+        Ok(KvDType { keys: keys.parse()?, values: values.parse()? })
+    }
+}
+
+impl Serialize for KvDType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for KvDType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<KvDType, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -216,7 +286,7 @@ pub struct PlanOptions {
     pub ubatch_size: Option<usize>,
     /// Positions of one forward whose logits may be asked for.
     pub logit_rows: usize,
-    /// How the KV cache stores its numbers (`--kv-dtype`); the host stores f16 as f32.
+    /// How the KV cache stores its numbers (`--kv-dtype`, `-ctk`, `-ctv`); the host stores f16 as f32.
     pub kv_dtype: KvDType,
     /// How many layers may be resident (`-ngl`).
     pub resident_layers: ResidentLayers,

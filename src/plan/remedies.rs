@@ -5,7 +5,7 @@ use std::iter::successors;
 use crate::device::Device;
 use crate::error::{Remedy, Setting};
 use crate::plan::planner::{CTX_STEP, Planner, longest_ctx};
-use crate::plan::{Context, KvDType, PlacementRule, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{CacheDType, Context, PlacementRule, PlanOptions, ResidentLayers, Spill};
 
 impl Planner<'_> {
     /// Other options that let a plan be made within the budgets.
@@ -34,8 +34,9 @@ impl Planner<'_> {
             let way = Remedy::UseInOrderTo("let the planner choose the placements", Setting::Placement, "auto".into());
             offer(way, PlanOptions { placement: PlacementRule::Auto, ..options.clone() });
         }
-        if options.kv_dtype == KvDType::F32 {
-            offer(Remedy::Use(Setting::KvDType, "f16".into()), PlanOptions { kv_dtype: KvDType::F16, ..options.clone() });
+        let halved = options.kv_dtype.map(|dtype| if dtype == CacheDType::F32 { CacheDType::F16 } else { dtype });
+        if options.kv_dtype != halved {
+            offer(Remedy::Use(Setting::KvDType, halved.to_string()), PlanOptions { kv_dtype: halved, ..options.clone() });
         }
         if options.n_slots.is_some() {
             offer(Remedy::Drop(Setting::Slots, ""), PlanOptions { n_slots: None, ..options.clone() });

@@ -122,8 +122,8 @@ impl Site<'_> {
     fn context_that_fits(&self, chain: &[usize], budget: Bytes, largest_buffer: Bytes, forward: ForwardSize, ctx_min: usize) -> usize {
         let config = &self.model.config;
         let own = &self.workers[chain.first().copied().unwrap_or(0)];
-        let kv_cache = self.kv_cache(own);
-        let per_position = kv_bytes_per_position(self.model, kv_cache).times(self.options.n_seqs as u64).0.max(1);
+        let kv_caches = self.kv_caches(own);
+        let per_position = kv_bytes_per_position(self.model, kv_caches).times(self.options.n_seqs as u64).0.max(1);
         let vectors: Bytes = own.vector_bytes.iter().copied().sum();
         let blocks: Bytes = own.block_bytes.iter().copied().sum();
         let params = own.params_bytes(n_dispatches_of(own.blocks.iter().flatten()));
@@ -136,7 +136,7 @@ impl Site<'_> {
             true => beside_weights,
             false => beside_weights.max((room.0 / 4 / per_position) as usize),
         };
-        let of_one = largest_kv_buffer_bytes(self.model, kv_cache, self.options.n_seqs, 64).0.max(1);
+        let of_one = largest_kv_buffer_bytes(self.model, kv_caches, self.options.n_seqs, 64).0.max(1);
         let bindable = (largest_buffer.0 / of_one) as usize * 64;
         let ctx_size = fitting.max(ctx_min).min(bindable).min(config.context_length);
         if ctx_size > 64 { ctx_size / 64 * 64 } else { ctx_size.max(1) }

@@ -9,7 +9,7 @@ use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::{Model, StoreKv, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{
-    ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, state_bytes, unsupported_on_gpu, working_set,
+    ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffers_bytes, state_bytes, unsupported_on_gpu, working_set,
 };
 use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
 use crate::units::Bytes;
@@ -77,15 +77,14 @@ impl<'a> Site<'a> {
         Ok(Site { catalog, model, options, devices, host, workers, row_bytes })
     }
 
-    /// How a worker keeps keys and values.
-    pub(super) fn kv_cache(&self, worker: &Worker<'_>) -> KvCache {
-        if worker.is_gpu() { KvCache::Gpu(self.options.kv_dtype) } else { KvCache::Host(self.options.kv_dtype.on_host()) }
+    /// How a worker keeps keys, and values.
+    pub(super) fn kv_caches(&self, worker: &Worker<'_>) -> [KvCache; 2] {
+        KvCache::both(self.options.kv_dtype, !worker.is_gpu())
     }
 
     /// Bytes of the K and V caches and of the states of a unit, if it has any.
     pub(super) fn kv_bytes_of_unit(&self, worker: &Worker<'_>, unit: usize, ctx_size: usize) -> Bytes {
-        let of_layer =
-            |layer: &StoreKv| kv_buffer_bytes(layer, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(layer.n_caches());
+        let of_layer = |layer: &StoreKv| kv_buffers_bytes(layer, self.kv_caches(worker), self.options.n_seqs, ctx_size);
         let unit = &self.model.units[unit];
         unit.cache().map_or(Bytes::ZERO, of_layer) + state_bytes(unit, self.options.n_seqs)
     }
@@ -309,13 +308,12 @@ fn choose_upload(spec: &DeviceSpec, options: &PlanOptions) -> UploadPath {
 
 /// Refuses caches of blocks for heads that are no whole blocks.
 fn check_kv_dtype(model: &Model, kv_dtype: KvDType) -> Result<()> {
-    let block_len = kv_dtype.block_len();
-    match model.caches().find(|layer| !layer.head_size.is_multiple_of(block_len)) {
-        None => Ok(()),
-        Some(layer) => {
-            let reason =
-                format!("{kv_dtype} stores blocks of {block_len} numbers, and the model's heads have {}: take f16", layer.head_size);
-            Err(Error::InvalidArgument { option: Setting::KvDType.into(), reason })
+    for dtype in [kv_dtype.keys, kv_dtype.values] {
+        let block_len = dtype.block_len();
+        if let Some(layer) = model.caches().find(|layer| !layer.head_size.is_multiple_of(block_len)) {
+            let reason = format!("{dtype} stores blocks of {block_len} numbers, and the model's heads have {}: take f16", layer.head_size);
+            return Err(Error::InvalidArgument { option: Setting::KvDType.into(), reason });
         }
     }
+    Ok(())
 }

@@ -5,9 +5,9 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
-use crate::plan::KvDType;
 use crate::plan::expert_cache::routing_bytes;
 use crate::plan::expert_misses::taken_bytes;
+use crate::plan::{CacheDType, KvDType};
 use crate::units::Bytes;
 
 /// Most tokens that a GPU-side selection returns per row; the kernel's bound.
@@ -155,16 +155,27 @@ pub fn attention_parts_bytes(model: &Model, size: ForwardSize) -> Bytes {
     Bytes((n_parts * widest * 4) as u64).times(size.n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
 }
 
-/// How a device keeps keys and values.
+/// How a device keeps keys, or values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvCache {
     /// In host memory, as this dtype, the heads as they are; blocks as files have them, each behind its scale.
-    Host(KvDType),
+    Host(CacheDType),
     /// As this dtype, the heads padded; scales of blocks behind all values, each head's in whole words.
-    Gpu(KvDType),
+    Gpu(CacheDType),
 }
 
 impl KvCache {
+    /// How the host, or an adapter, keeps keys, and values.
+    pub fn both(dtype: KvDType, on_host: bool) -> [KvCache; 2] {
+        let of_device = |dtype: CacheDType| if on_host { KvCache::Host(dtype.on_host()) } else { KvCache::Gpu(dtype) };
+        [dtype.keys, dtype.values].map(of_device)
+    }
+
+    /// Those of `caches` that a layer has: where its keys are its values as well, the first.
+    pub fn of_layer(caches: [KvCache; 2], layer: &StoreKv) -> impl Iterator<Item = KvCache> + use<> {
+        caches.into_iter().take(layer.n_caches() as usize)
+    }
+
     /// Bytes of one layer's keys (or values) of one position.
     fn position_bytes(self, layer: &StoreKv) -> Bytes {
         self.head_bytes(layer).times(layer.n_kv_heads as u64)
@@ -234,9 +245,15 @@ pub fn position_ranges(
     })
 }
 
-/// Bytes of the largest K (or V) cache of all layers.
-pub fn largest_kv_buffer_bytes(model: &Model, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
-    model.caches().map(|layer| kv_buffer_bytes(layer, cache, n_seqs, ctx_size)).max().unwrap_or_default()
+/// Bytes of the K and V caches of one layer.
+pub fn kv_buffers_bytes(layer: &StoreKv, caches: [KvCache; 2], n_seqs: usize, ctx_size: usize) -> Bytes {
+    KvCache::of_layer(caches, layer).map(|cache| kv_buffer_bytes(layer, cache, n_seqs, ctx_size)).sum()
+}
+
+/// Bytes of the largest K or V cache of all layers.
+pub fn largest_kv_buffer_bytes(model: &Model, caches: [KvCache; 2], n_seqs: usize, ctx_size: usize) -> Bytes {
+    let of_layer = |layer| KvCache::of_layer(caches, layer).map(move |cache| kv_buffer_bytes(layer, cache, n_seqs, ctx_size));
+    model.caches().flat_map(of_layer).max().unwrap_or_default()
 }
 
 /// Bytes of a layer's state of all sequences, f32 on every device: `[n_seqs, n_values]`.
@@ -260,13 +277,13 @@ pub fn largest_state_buffer_bytes(model: &Model, n_seqs: usize) -> Bytes {
 }
 
 /// Bytes of all K and V caches per position of one sequence; a layer whose keys are its values as well has one.
-pub fn kv_bytes_per_position(model: &Model, cache: KvCache) -> Bytes {
-    model.caches().map(|layer| kv_bytes_of_layer(layer, cache)).sum()
+pub fn kv_bytes_per_position(model: &Model, caches: [KvCache; 2]) -> Bytes {
+    model.caches().map(|layer| kv_bytes_of_layer(layer, caches)).sum()
 }
 
 /// The same of one layer.
-pub fn kv_bytes_of_layer(layer: &StoreKv, cache: KvCache) -> Bytes {
-    cache.position_bytes(layer).times(layer.n_caches())
+pub fn kv_bytes_of_layer(layer: &StoreKv, caches: [KvCache; 2]) -> Bytes {
+    KvCache::of_layer(caches, layer).map(|cache| cache.position_bytes(layer)).sum()
 }
 
 /// Why no adapter can compute this model, whatever its memory and limits: the kernels do not take heads of its shape. `None` where they

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
-use crate::plan::{ExpertProfile, Plan};
+use crate::plan::{ExpertProfile, KvDType, Plan};
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -248,7 +248,11 @@ impl Executors {
             let of_device = |(device, executor): &(Device, DeviceExecutor)| {
                 let ranges = with_executor!(executor, executor => executor.kept(layer, 0, n_positions));
                 let place = if *device == Device::Cpu { "the host" } else { "a GPU" };
-                let stored = format!("keys and values in {} on {place}", self.plan.kv_dtype_of(*device));
+                let KvDType { keys, values } = self.plan.kv_dtype_of(*device);
+                let stored = match keys == values {
+                    true => format!("keys and values in {keys} on {place}"),
+                    false => format!("keys in {keys} and values in {values} on {place}"),
+                };
                 (!ranges.is_empty()).then(|| (layer, stored, ranges.iter().map(|(_, range)| range.end - range.start).sum()))
             };
             self.devices.iter().find_map(of_device)

@@ -71,11 +71,11 @@ impl Buffers {
                 kv_caches.push(None);
                 continue;
             };
-            let kv_bytes = kv_buffer_bytes(cache, plan.kv_cache_of(device), plan.n_seqs, plan.ctx_size);
+            let [keys_bytes, values_bytes] = plan.kv_caches_of(device).map(|kept| kv_buffer_bytes(cache, kept, plan.n_seqs, plan.ctx_size));
             let usage = storage | wgpu::BufferUsages::COPY_SRC;
-            let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, usage, Purpose::KvCache).await?;
+            let keys = gpu.buffer(&format!("keys of layer {layer}"), keys_bytes, usage, Purpose::KvCache).await?;
             let values = match cache.value {
-                Some(_) => Some(gpu.buffer(&format!("values of layer {layer}"), kv_bytes, usage, Purpose::KvCache).await?),
+                Some(_) => Some(gpu.buffer(&format!("values of layer {layer}"), values_bytes, usage, Purpose::KvCache).await?),
                 None => None,
             };
             kv_caches.push(Some((keys, values)));
@@ -150,11 +150,11 @@ impl Buffers {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("copy of a sequence") });
         for (cache, buffers) in caches.iter().zip(&self.kv_caches) {
             let (Some(cache), Some((keys, values))) = (cache, buffers) else { continue };
-            for (source, target) in copied_ranges(cache, KvCache::Gpu(plan.kv_dtype), [plan.n_seqs, plan.ctx_size], sequences, n_positions)
-            {
-                for begin in source.clone().step_by(through.size() as usize) {
-                    let len = through.size().min(source.end - begin);
-                    for buffer in [keys].into_iter().chain(values) {
+            let kept = KvCache::both(plan.kv_dtype, false);
+            for (buffer, kept) in [keys].into_iter().chain(values).zip(kept) {
+                for (source, target) in copied_ranges(cache, kept, [plan.n_seqs, plan.ctx_size], sequences, n_positions) {
+                    for begin in source.clone().step_by(through.size() as usize) {
+                        let len = through.size().min(source.end - begin);
                         encoder.copy_buffer_to_buffer(buffer, begin, through, 0, len);
                         encoder.copy_buffer_to_buffer(through, 0, buffer, target + begin - source.start, len);
                     }

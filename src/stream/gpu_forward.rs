@@ -14,7 +14,7 @@ use crate::kernels::{
     glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_blocks, rope_kv_padded, route, sum_experts, top_k, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, HeadMatMul, LoraMatMul, Model, Op, StateKind, StoreKv, ValueId};
-use crate::plan::{Chunk, DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
+use crate::plan::{CacheDType, Chunk, DeviceCosts, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
 use crate::stream::Store;
 use crate::stream::expert_cache::ExpertCache;
 use crate::stream::gpu_buffers::Buffers;
@@ -110,12 +110,12 @@ impl ForwardDispatches {
             n_logit_rows: shape.n_rows as u32,
             n_seqs: plan.n_seqs as u32,
             kv_capacity: plan.ctx_size as u32,
-            kv_dtype: match plan.kv_dtype {
-                KvDType::F32 => rope_kv::KvDType::F32,
-                KvDType::F16 => rope_kv::KvDType::F16,
-                KvDType::Q8_0 => rope_kv::KvDType::Q8_0,
-                KvDType::Q4_0 => rope_kv::KvDType::Q4_0,
-            },
+            kv_dtypes: [plan.kv_dtype.keys, plan.kv_dtype.values].map(|dtype| match dtype {
+                CacheDType::F32 => rope_kv::CacheDType::F32,
+                CacheDType::F16 => rope_kv::CacheDType::F16,
+                CacheDType::Q8_0 => rope_kv::CacheDType::Q8_0,
+                CacheDType::Q4_0 => rope_kv::CacheDType::Q4_0,
+            }),
         };
         let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
@@ -447,7 +447,7 @@ impl<'a> Maker<'a> {
         let (key_cache, value_cache) = (Binding::whole(keys), values.map_or(unused, |values| Binding::whole(values)));
         if !is_padded {
             let bindings = rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache };
-            if self.batch.kv_dtype.blocks().is_some() {
+            if params.stores_blocks() {
                 return Ok(Call::simple(params, move |arena, params| rope_kv_blocks::prepare(gpu, arena, params, bindings)));
             }
             return Ok(Call::simple(params, move |arena, params| rope_kv::prepare(gpu, arena, params, bindings)));
@@ -465,6 +465,9 @@ impl<'a> Maker<'a> {
         let (gpu, tokens) = (self.gpu, self.attention);
         let (keys, values) = self.buffers.kv_cache(gpu, op.layer)?;
         let params = attention::Params::of(op, &self.batch);
+        // Where keys are the values as well, these are read as they are stored.
+        let value_dtype = if values.is_some() { params.value_dtype } else { params.key_dtype };
+        let params = attention::Params { value_dtype, ..params };
         let head_size = params.head_size;
         let whole = attention::Params { head_size: rope_kv_padded::padded_size(head_size), ..params };
         let is_padded = whole.head_size != head_size;

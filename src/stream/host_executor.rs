@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::{expert_matmul, matmul};
 use crate::model::{Model, Op, State, StoreKv};
-use crate::plan::sizes::{copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
-use crate::plan::{KvDType, Plan, Slice, Work};
+use crate::plan::sizes::{KvCache, copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
+use crate::plan::{CacheDType, Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, Product, Values};
 use crate::stream::store::{caches_of, kept_ranges, states_of, vectors_of};
@@ -73,22 +73,24 @@ impl HostExecutor {
         for id in vectors_of(model, &plan, DEVICE) {
             vectors.insert(id, store.checkpoint().vector(id)?);
         }
-        let kv_bytes = |layer: &StoreKv| kv_buffer_bytes(layer, plan.kv_cache_of(DEVICE), plan.n_seqs, plan.ctx_size).0 as usize;
-        let blocks = match plan.kv_dtype_of(DEVICE) {
-            KvDType::Q8_0 => Some(DType::Q8_0),
-            KvDType::Q4_0 => Some(DType::Q4_0),
-            KvDType::F32 | KvDType::F16 => None,
-        };
-        let cache = |layer: Option<&StoreKv>| -> Result<host::KvCache> {
-            let (n_bytes, what) = (layer.map_or(0, kv_bytes), "keys and values of a layer");
+        let [keys, values] = plan.kv_caches_of(DEVICE);
+        let cache = |layer: Option<&StoreKv>, kept: KvCache| -> Result<host::KvCache> {
+            let n_bytes = layer.map_or(0, |layer| kv_buffer_bytes(layer, kept, plan.n_seqs, plan.ctx_size).0 as usize);
+            let what = "keys and values of a layer";
+            let (KvCache::Host(dtype) | KvCache::Gpu(dtype)) = kept;
+            let blocks = match dtype {
+                CacheDType::Q8_0 => Some(DType::Q8_0),
+                CacheDType::Q4_0 => Some(DType::Q4_0),
+                CacheDType::F32 | CacheDType::F16 => None,
+            };
             Ok(match blocks {
                 Some(dtype) => host::KvCache::Blocks(dtype, platform::zeroed(n_bytes, what)?),
                 None => host::KvCache::Floats(platform::zeroed(n_bytes / 4, what)?),
             })
         };
         let has_values = |layer: &&StoreKv| layer.value.is_some();
-        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok([cache(layer)?, cache(layer.filter(has_values))?]));
-        let kv_caches = caches.collect::<Result<_>>()?;
+        let of_layer = |layer: Option<&StoreKv>| Ok([cache(layer, keys)?, cache(layer.filter(has_values), values)?]);
+        let kv_caches = caches_of(model, &plan, DEVICE).into_iter().map(of_layer).collect::<Result<_>>()?;
         let zeroed = |state: &State| platform::zeroed((state_buffer_bytes(state, plan.n_seqs).0 / 4) as usize, "the state of a layer");
         let states = states_of(model, &plan, DEVICE).into_iter().map(|state| Ok(((state.layer, state.kind), zeroed(&state)?)));
         let states = states.collect::<Result<_>>()?;
@@ -251,11 +253,11 @@ impl Executor for HostExecutor {
     }
 
     fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
-        let (cache, shape) = (self.plan.kv_cache_of(DEVICE), [self.plan.n_seqs, self.plan.ctx_size]);
+        let (kept, shape) = (self.plan.kv_caches_of(DEVICE), [self.plan.n_seqs, self.plan.ctx_size]);
         for (layer, cached) in caches_of(&self.model, &self.plan, DEVICE).into_iter().zip(&mut self.values.kv_caches) {
             let Some(layer) = layer else { continue };
-            for (source, target) in copied_ranges(layer, cache, shape, sequences, n_positions) {
-                for cached in cached.iter_mut().filter(|cached| !cached.is_empty()) {
+            for (cached, kept) in cached.iter_mut().zip(KvCache::of_layer(kept, layer)) {
+                for (source, target) in copied_ranges(layer, kept, shape, sequences, n_positions) {
                     cached.copy_within(source.start as usize..source.end as usize, target as usize);
                 }
             }

@@ -174,7 +174,7 @@ impl Values {
             n_logit_rows: self.selected_rows.len() as u32,
             n_seqs: self.n_seqs as u32,
             kv_capacity: self.ctx_size as u32,
-            kv_dtype: rope_kv::KvDType::F32,
+            kv_dtypes: [rope_kv::CacheDType::F32; 2],
         }
     }
 

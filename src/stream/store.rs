@@ -10,7 +10,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, State, StateKind, StoreKv, Unit, UnitKind};
-use crate::plan::sizes::position_ranges;
+use crate::plan::sizes::{KvCache, position_ranges};
 use crate::plan::{Chunk, ExpertShape, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::BatchToken;
@@ -276,8 +276,8 @@ pub(super) fn kept_ranges(
     for unit in units_of(model, plan, device) {
         if let Some(cache) = unit.cache().filter(|cache| cache.layer == layer) {
             let shape = [plan.n_seqs, plan.ctx_size];
-            for part in [Some(Kept::Keys), cache.value.map(|_| Kept::Values)].into_iter().flatten() {
-                ranges.extend(position_ranges(cache, plan.kv_cache_of(device), shape, sequence, n_positions).map(|range| (part, range)));
+            for (part, kept) in [Kept::Keys, Kept::Values].into_iter().zip(KvCache::of_layer(plan.kv_caches_of(device), cache)) {
+                ranges.extend(position_ranges(cache, kept, shape, sequence, n_positions).map(|range| (part, range)));
             }
         }
         for state in unit.states().filter(|state| state.layer == layer) {

@@ -128,8 +128,12 @@ fn every_command_with_a_model_reads_the_file() {
     let plan: Value = serde_json::from_str(&with.stdout(&["plan", &model, "--max-memory", "cpu=1GiB", "--json"])).unwrap();
     let plan = plan["plan"].to_string();
     assert!(plan.contains("\"ctx_size\":64"), "{plan}");
-    // llama.cpp's halves of --kv-dtype win over the file's whole.
-    with.stdout(&["plan", &model, "--max-memory", "cpu=1GiB", "-ctk", "f32", "-ctv", "f32"]);
+    // llama.cpp's options for keys and for values win over the file's of both, each for itself.
+    let stored = |more: &[&str]| {
+        let plan = with.stdout(&[&["plan", &model, "--max-memory", "cpu=1GiB", "--json"], more].concat());
+        serde_json::from_str::<Value>(&plan).unwrap()["plan"]["kv_dtype"].take()
+    };
+    assert_eq!(stored(&["-ctk", "f32", "-ctv", "f32"]), "f32");
 }
 
 #[test]

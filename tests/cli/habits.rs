@@ -325,7 +325,7 @@ fn options_are_checked_before_the_model_is_opened() {
     assert!(home.refusal(1, &start).contains("broken.gguf"));
     let file = text(&broken);
     for command in [&["run", &file, "-p", "x"][..], &["plan", &file], &["bench", &file], &["logits", &file, "--tokens", "1"]] {
-        for (more, reason) in [(&["-ctk", "f32", "-ctv", "f16"][..], "--kv-dtype"), (&["--no-split", "none"], "--no-split")] {
+        for (more, reason) in [(&["-ctk", "f32", "-ctv", "f61"][..], "--cache-type-v"), (&["--no-split", "none"], "--no-split")] {
             let refusal = home.refusal(2, &[command, more].concat());
             assert!(refusal.contains(reason) && !refusal.contains("broken.gguf"), "{refusal}");
         }

@@ -61,14 +61,30 @@ fn a_plan_says_and_keeps_how_keys_and_values_are_stored() {
         let again = home.json("tierflow.plan/5", &["plan", &model, "--devices", &machine, "--plan", &file, "--json"])["plan"].take();
         assert_eq!(again, made, "{dtype}");
     }
+    // Keys and values apart, in each way to say so; what is not said stays as it is.
+    for (asked, dtype, bytes) in [
+        (&["-ctk", "q8_0", "-ctv", "q4_0"][..], "q8_0/q4_0", 68 + 36),
+        (&["--kv-dtype", "q4_0/f32"], "q4_0/f32", 36 + 256),
+        (&["-ctk", "q8_0"], "q8_0/f16", 68 + 128),
+        (&["-ctv", "q8_0"], "f16/q8_0", 128 + 68),
+    ] {
+        let (said, made) = plan(&[asked, &["--device", "gpu"]].concat());
+        assert!(said.contains(&format!("({dtype})")) && made["kv_dtype"] == dtype, "{said}");
+        let gpu = made["devices"].as_array().unwrap().iter().find(|row| row["device"] == "gpu:0").expect("the adapter");
+        assert_eq!(gpu["used"]["kv_cache"], n_heads / 2 * bytes, "{dtype}");
+        let again = home.json("tierflow.plan/5", &["plan", &model, "--devices", &machine, "--plan", &file, "--json"])["plan"].take();
+        assert_eq!(again, made, "{dtype}");
+    }
     // The host stores f16 as f32, and blocks as they are.
-    for (dtype, stored) in [("f16", "f32"), ("q8_0", "q8_0"), ("q4_0", "q4_0")] {
+    for (dtype, stored) in [("f16", "f32"), ("q8_0", "q8_0"), ("q4_0", "q4_0"), ("f16/q4_0", "f32/q4_0")] {
         let (said, made) = plan(&["--kv-dtype", dtype, "--device", "cpu"]);
         assert!(said.contains(&format!("({stored})")) && made["kv_dtype"] == stored, "{said}");
     }
     let small = home.gguf_model(GgufType::Q4_0);
     let refusal = home.refusal(2, &["plan", &small, "--devices", &machine, "-ctk", "q8_0"]);
     assert!(refusal.contains("--kv-dtype") && refusal.contains("the model's heads have 16"), "{refusal}");
+    let refusal = home.refusal(2, &["plan", &small, "--devices", &machine, "--kv-dtype", "q8_0/q9"]);
+    assert!(refusal.contains("--kv-dtype") && refusal.contains("`q9` is none of f32, f16, q8_0 and q4_0"), "{refusal}");
 }
 
 #[test]

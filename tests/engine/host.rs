@@ -6,7 +6,7 @@ use tierflow::DType;
 use tierflow::dtype::Scaling;
 use tierflow::host::simd::{self, Simd};
 use tierflow::host::{self, Input, KvCache, Operand};
-use tierflow::kernels::rope_kv::{KvDType, Token};
+use tierflow::kernels::rope_kv::{CacheDType, Token};
 use tierflow::kernels::{attention, matmul, rope_kv};
 use xtask::models::GgufType;
 
@@ -301,7 +301,8 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
         kv_capacity: 90,
         window,
         scale: 0.16,
-        kv_dtype: 0,
+        key_dtype: 0,
+        value_dtype: 0,
         softcap: 0.0,
         is_causal: 1,
         in_chunks: 0,
@@ -349,12 +350,16 @@ fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_ma
     let (n_rows, width) = (2 * 2 * 300, 6 * 96);
     let tokens: Vec<Token> = (0..150u32).map(|t| Token::new(u32::from(t >= 90), t % 90 + 170, if t < 90 { 260 } else { 230 })).collect();
     let query = values(tokens.len() * width, 3);
-    for kv_dtype in [KvDType::Q8_0, KvDType::Q4_0] {
-        let blocks = kv_dtype.blocks().unwrap();
+    let (floats, bytes, nibbles) = (CacheDType::F32, CacheDType::Q8_0, CacheDType::Q4_0);
+    for kv_dtypes in [[bytes; 2], [nibbles; 2], [bytes, nibbles], [floats, nibbles], [bytes, floats]] {
         let rows = [1, 2].map(|seed| values(n_rows * 96, seed));
         // Stored position by position, as forwards do.
-        let caches = rows.each_ref().map(|rows| {
-            let mut cache = KvCache::Blocks(blocks, vec![0; n_rows * 3 * blocks.block_bytes() as usize]);
+        let caches = [0, 1].map(|which| {
+            let rows = &rows[which];
+            let mut cache = match kv_dtypes[which].blocks() {
+                Some(blocks) => KvCache::Blocks(blocks, vec![0; n_rows * 3 * blocks.block_bytes() as usize]),
+                None => KvCache::Floats(vec![0.0; n_rows * 96]),
+            };
             let of_position = |position: u32, seq: u32| {
                 let row = |head: usize| ((seq as usize * 2 + head) * 300 + position as usize) * 96;
                 let heads = [0, 1].map(|head| &rows[row(head)..][..96]).concat();
@@ -368,7 +373,8 @@ fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_ma
                     head_size: 96,
                     n_seqs: 2,
                     kv_capacity: 300,
-                    kv_dtype: kv_dtype as u32,
+                    key_dtype: 0,
+                    value_dtype: 0,
                     pairing: 0,
                     rotary_size: 0,
                 };
@@ -376,14 +382,14 @@ fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_ma
             }
             cache
         });
-        let seen = rows.each_ref().map(|rows| kv_dtype.rounded(rows));
+        let seen = [0, 1].map(|which| kv_dtypes[which].rounded(&rows[which]));
         for window in [0, 7, 100] {
             let params = sizes(tokens.len(), window);
             let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
             host::attention(&params, &query, &tokens, [&caches[0], &caches[1]], None, &mut attention_output);
             attention::reference(&params, &query, &tokens, (&seen[0], &seen[1]), None, &mut expected);
             let off = worst(&attention_output, &expected);
-            assert!(off <= 4.0 * F32_TOLERANCE * largest(&expected), "{kv_dtype:?}, window {window}: {off}");
+            assert!(off <= 4.0 * F32_TOLERANCE * largest(&expected), "{kv_dtypes:?}, window {window}: {off}");
             for t in [0, 1, 63, 89, 90, 149] {
                 let mut alone = vec![f32::NAN; width];
                 host::attention(

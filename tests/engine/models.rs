@@ -16,7 +16,7 @@ use tierflow::engine::{Engine, EngineBuilder, Prepared, TextFiles};
 use tierflow::error::Error;
 use tierflow::model::{Checkpoint, Model};
 use tierflow::plan::sizes::{self, KvCache};
-use tierflow::plan::{KvDType, PlacementRule, PlanOptions, ResidentLayers};
+use tierflow::plan::{CacheDType, KvDType, PlacementRule, PlanOptions, ResidentLayers};
 use tierflow::platform::IoMode;
 use tierflow::session::Session;
 use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
@@ -316,9 +316,11 @@ fn latent_vectors_are_cached_once_and_must_be_as_wide_as_the_tensors_say() {
     let checkpoint = Checkpoint::open(&folder, IoMode::Pread).unwrap();
     let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
     // 20 values and 8 that turn, in each of 4 layers; on GPUs 28 are padded to 32.
-    let position_bytes = |cache| sizes::kv_bytes_per_position(&model, cache);
-    assert_eq!(position_bytes(KvCache::Host(KvDType::F32)), Bytes(4 * 28 * 4));
-    assert_eq!(position_bytes(KvCache::Gpu(KvDType::F16)), Bytes(4 * 32 * 2));
+    let position_bytes = |caches| sizes::kv_bytes_per_position(&model, caches);
+    assert_eq!(position_bytes(KvCache::both(KvDType::F32, true)), Bytes(4 * 28 * 4));
+    // They are keys: what is asked for values has no part.
+    let of_keys = KvDType { keys: CacheDType::F16, values: CacheDType::F32 };
+    assert_eq!(position_bytes(KvCache::both(of_keys, false)), Bytes(4 * 32 * 2));
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
     for (changed, numbers) in [("\"kv_lora_rank\":22", ["22", "20"]), ("\"v_head_dim\":11", ["150", "144"])] {
         let (key, _) = changed.split_once(':').unwrap();

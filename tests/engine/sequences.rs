@@ -6,7 +6,7 @@ use tierflow::Sequence;
 use tierflow::device::Device;
 use tierflow::engine::Engine;
 use tierflow::error::Error;
-use tierflow::plan::{KvDType, PlanOptions, ResidentLayers};
+use tierflow::plan::{CacheDType, KvDType, PlanOptions, ResidentLayers};
 use tierflow::session::{FinishReason, GenerateOptions, Session};
 use tierflow::stream::{Logits, LogitsRequest};
 use tierflow::text::{Sampler, SamplingSettings};
@@ -39,10 +39,11 @@ fn a_sequence_that_was_saved_goes_on_with_the_same_bits_and_nothing_is_computed_
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sequence");
     let wide = LlamaShape { head_size: 96, n_heads: 3, n_kv_heads: 1, ..LlamaShape::tiny() };
-    for (shape, kv_dtypes) in [(LlamaShape::tiny(), [KvDType::F32, KvDType::F16]), (wide, [KvDType::Q8_0, KvDType::Q4_0])] {
+    let mixed = KvDType { keys: CacheDType::Q8_0, values: CacheDType::F16 };
+    for (shape, kv_dtypes) in [(LlamaShape::tiny(), vec![KvDType::F32, KvDType::F16]), (wide, vec![KvDType::Q8_0, KvDType::Q4_0, mixed])] {
         let model = model_of(&shape);
         for executors in executor_sets() {
-            for kv_dtype in kv_dtypes {
+            for &kv_dtype in &kv_dtypes {
                 let options = PlanOptions { kv_dtype, ubatch_size: Some(16), ..options() };
                 let (before, after) = (ids(0, 37), ids(1, 9));
                 let mut engine = open(&model, executors, options.clone()).unwrap();
@@ -161,6 +162,16 @@ fn files_of_another_model_dtype_or_context_are_refused_by_name() {
         let halves = PlanOptions { kv_dtype: KvDType::F16, ..options() };
         refused(&mut open(&model, &[GPU], halves).unwrap(), "here are stored keys and values in f16 on a GPU");
     }
+    let wide = model_of(&LlamaShape { head_size: 32, ..LlamaShape::tiny() });
+    let of_both = PlanOptions { kv_dtype: KvDType::Q8_0, ..options() };
+    let mut engine_of_both = open(&wide, &[Device::Cpu], of_both.clone()).unwrap();
+    let mut session = engine_of_both.session();
+    append(&mut session, &ids(0, 40));
+    pollster::block_on(session.save(&file)).unwrap();
+    let kv_dtype = KvDType { values: CacheDType::F16, ..KvDType::Q8_0 };
+    let expected =
+        "has keys and values in q8_0 on the host of layer 0, and here are stored keys in q8_0 and values in f32 on the host of layer 0";
+    refused(&mut open(&wide, &[Device::Cpu], PlanOptions { kv_dtype, ..of_both }).unwrap(), expected);
     for (bytes, expected) in [(&b"GGUF and more than eight bytes"[..], "is no cache that tierflow wrote"), (b"tfca", "ends at byte 4")] {
         std::fs::write(&file, bytes).unwrap();
         refused(&mut engine, expected);

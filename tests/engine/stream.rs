@@ -15,7 +15,7 @@ use tierflow::error::{Error, Result};
 use tierflow::gpu;
 use tierflow::handle::MAX_UNREAD;
 use tierflow::model::Checkpoint;
-use tierflow::plan::{KvDType, PlacementRule, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
+use tierflow::plan::{CacheDType, KvDType, PlacementRule, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
 use tierflow::platform::{ByteSource, IoMode, open_source};
 use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{Batch, BatchToken, Lane, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
@@ -669,12 +669,18 @@ fn shapes_of_blocks() -> [LlamaShape; 2] {
 }
 
 const BLOCKS: [KvDType; 2] = [KvDType::Q8_0, KvDType::Q4_0];
+/// Keys and values in different dtypes, blocks on either side or both, as the host has them as well.
+const MIXED: [KvDType; 3] = [
+    KvDType { keys: CacheDType::Q8_0, values: CacheDType::Q4_0 },
+    KvDType { keys: CacheDType::Q8_0, values: CacheDType::F32 },
+    KvDType { keys: CacheDType::F32, values: CacheDType::Q4_0 },
+];
 
 #[test]
 fn caches_of_blocks_give_the_same_bits_wherever_weights_are() {
     for shape in shapes_of_blocks() {
         let model = model_of(&shape);
-        for kv_dtype in BLOCKS {
+        for kv_dtype in BLOCKS.into_iter().chain(MIXED) {
             let logits = |executors: &[Device], resident_layers: ResidentLayers| {
                 let options = PlanOptions { kv_dtype, ctx_size: Some(128), ubatch_size: Some(40), resident_layers, ..options() };
                 let mut engine = open(&model, executors, options).unwrap();
@@ -686,6 +692,8 @@ fn caches_of_blocks_give_the_same_bits_wherever_weights_are() {
                     .collect();
                 for memory in engine.memory_use() {
                     assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{memory:?}");
+                    let planned = engine.plan().device(memory.device).map_or(Bytes::ZERO, |row| row.used.total());
+                    assert!(memory.peak <= planned, "{memory:?} where {planned} is planned, {kv_dtype:?}");
                 }
                 found.concat()
             };
@@ -704,24 +712,63 @@ fn caches_of_blocks_give_the_same_bits_wherever_weights_are() {
     }
 }
 
+/// How far logits are from those of caches in f32: farther with a dtype that rounds more, of keys and of values, and no farther than with that
+/// dtype for both.
+#[test]
+fn keys_and_values_in_different_dtypes_err_as_both_do() {
+    let model = model_of(&shapes_of_blocks()[1]);
+    let executors: Vec<Device> = [Device::Cpu, GPU].into_iter().take(if has_gpu() { 2 } else { 1 }).collect();
+    for device in executors {
+        let logits = |keys: CacheDType, values: CacheDType| {
+            let kv_dtype = KvDType { keys, values };
+            let options = PlanOptions { kv_dtype, ctx_size: Some(128), resident_layers: ResidentLayers::Auto, ..options() };
+            let mut engine = open(&model, &[device], options).unwrap();
+            let text = tokens(0, 60);
+            (0..60).map(|at| forward(&mut engine, &text[at..=at], &[0]).remove(0)).collect::<Vec<_>>().concat()
+        };
+        let exact = logits(CacheDType::F32, CacheDType::F32);
+        let error = |keys, values| {
+            let squares = logits(keys, values).iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            (squares / exact.len() as f64).sqrt()
+        };
+        let (floats, bytes, nibbles) = (CacheDType::F32, CacheDType::Q8_0, CacheDType::Q4_0);
+        let [of_bytes, of_nibbles] = [bytes, nibbles].map(|dtype| error(dtype, dtype));
+        for (keys, values, least, most) in [
+            (bytes, floats, 0.0, of_bytes),
+            (floats, bytes, 0.0, of_bytes),
+            (bytes, nibbles, of_bytes, of_nibbles),
+            (nibbles, bytes, of_bytes, of_nibbles),
+            (nibbles, floats, of_bytes, of_nibbles),
+            (floats, nibbles, of_bytes, of_nibbles),
+        ] {
+            let error = error(keys, values);
+            assert!(least < error && error < most, "{keys}/{values} on {device}: {error}, not between {least} and {most}");
+        }
+    }
+}
+
 #[test]
 fn heads_that_are_no_whole_blocks_are_refused_by_name() {
     let model = test_model(None);
     for kv_dtype in BLOCKS {
         for executors in executor_sets() {
-            let refused = open(&model, executors, PlanOptions { kv_dtype, ..options() }).err().expect("a refusal").to_string();
-            assert!(refused.contains(&format!("{kv_dtype} stores blocks of 32 numbers, and the model's heads have 16")), "{refused}");
+            let of_values = KvDType { keys: CacheDType::F32, ..kv_dtype };
+            for asked in [kv_dtype, of_values, KvDType { values: CacheDType::F16, ..kv_dtype }] {
+                let refused = open(&model, executors, PlanOptions { kv_dtype: asked, ..options() }).err().expect("a refusal").to_string();
+                assert!(refused.contains(&format!("{kv_dtype} stores blocks of 32 numbers, and the model's heads have 16")), "{refused}");
+            }
         }
     }
 }
 
 #[test]
 fn positions_that_were_copied_give_the_bits_of_those_that_were_computed() {
-    let floats = shapes().into_iter().map(|shape| (shape, [KvDType::F32, KvDType::F16]));
-    for (shape, kv_dtypes) in floats.chain(shapes_of_blocks().into_iter().skip(1).map(|shape| (shape, BLOCKS))) {
+    let floats = shapes().into_iter().map(|shape| (shape, vec![KvDType::F32, KvDType::F16]));
+    let blocks = || BLOCKS.into_iter().chain(MIXED).collect();
+    for (shape, kv_dtypes) in floats.chain(shapes_of_blocks().into_iter().skip(1).map(|shape| (shape, blocks()))) {
         let model = model_of(&shape);
         for executors in executor_sets() {
-            for kv_dtype in kv_dtypes {
+            for &kv_dtype in &kv_dtypes {
                 // More positions than any working buffer of an adapter has room for.
                 let options = PlanOptions { kv_dtype, ctx_size: Some(256), ubatch_size: Some(8), ..options() };
                 let mut engine = open(&model, executors, options).unwrap();

@@ -13,6 +13,12 @@ export interface UrlSource {
   name?: string;
 }
 
+/** How a cache of keys, or of values, stores its numbers. */
+export type CacheDType = 'f16' | 'f32' | 'q8_0' | 'q4_0';
+
+/** How the KV cache stores its numbers: keys and values alike, or those of keys, then those of values. */
+export type KvDType = CacheDType | `${CacheDType}/${CacheDType}`;
+
 /** What a plan is made for. What is not known is refused by its name. */
 export interface PlanOptions {
   /** What computes: `auto` (default), `gpu`, `gpu:0` or `cpu`. */
@@ -21,8 +27,8 @@ export interface PlanOptions {
   max_memory?: Record<DeviceName, number>;
   /** Positions of the context; 0 takes the model's, less where the budgets demand it. */
   ctx_size?: number;
-  /** How the KV cache stores its numbers. */
-  kv_dtype?: 'f16' | 'f32' | 'q8_0' | 'q4_0';
+  /** How the KV cache stores its numbers: keys and values alike, or each, as in `q8_0/q4_0`. */
+  kv_dtype?: KvDType;
   /** Slots that streamed weights pass through. */
   slots?: number;
   /** Tokens of a prompt that go into one forward, at most. */
@@ -91,7 +97,7 @@ export interface Plan {
   ctx_size: number;
   ctx_size_model: number;
   n_seqs: number;
-  kv_dtype: 'f16' | 'f32' | 'q8_0' | 'q4_0';
+  kv_dtype: KvDType;
 }
 
 /** How long a forward should take, and what takes it. */

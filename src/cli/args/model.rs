@@ -1,10 +1,11 @@
 //! Which model, and where it goes: the options that every subcommand with a model shares.
 
 use std::ffi::{OsStr, OsString};
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
+use clap::builder::{FalseyValueParser, OsStringValueParser, PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Args, ValueEnum};
 
 use super::drafts::DraftArgs;
@@ -15,7 +16,7 @@ use super::{parse_or_default, parse_positive, parse_positive_or_default, parse_v
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
-use crate::plan::{ExpertCacheRule, ExpertMissRule, HostLayers};
+use crate::plan::{CacheDType, ExpertCacheRule, ExpertMissRule, HostLayers, KvDType};
 use crate::platform::IoMode;
 use crate::units::Bytes;
 
@@ -154,14 +155,16 @@ pub struct PlacementArgs {
     #[arg(long, env = "TIERFLOW_UBATCH_SIZE", value_name = "N", value_parser = parse_positive)]
     pub ubatch_size: Option<u32>,
     /// Data type of the KV cache (-ctk, -ctv)
-    #[arg(long, env = "TIERFLOW_KV_DTYPE", value_name = "DTYPE")]
-    pub kv_dtype: Option<KvDtypeArg>,
-    /// llama.cpp's two halves of --kv-dtype, which must agree.
-    #[arg(long, env = "TIERFLOW_CACHE_TYPE_K", hide = true)]
-    pub cache_type_k: Option<KvDtypeArg>,
-    /// The other half.
-    #[arg(long, env = "TIERFLOW_CACHE_TYPE_V", hide = true)]
-    pub cache_type_v: Option<KvDtypeArg>,
+    ///
+    /// Of keys and of values, or of each: q8_0/q4_0. -ctk sets that of keys, -ctv that of values.
+    #[arg(long, env = "TIERFLOW_KV_DTYPE", value_name = "DTYPE", value_parser = CacheDTypes::<KvDType>(PhantomData))]
+    pub kv_dtype: Option<KvDType>,
+    /// llama.cpp's option for keys alone.
+    #[arg(long, env = "TIERFLOW_CACHE_TYPE_K", hide = true, value_parser = CacheDTypes::<CacheDType>(PhantomData))]
+    pub cache_type_k: Option<CacheDType>,
+    /// The same for values.
+    #[arg(long, env = "TIERFLOW_CACHE_TYPE_V", hide = true, value_parser = CacheDTypes::<CacheDType>(PhantomData))]
+    pub cache_type_v: Option<CacheDType>,
     /// How weights are read from files
     #[arg(long, env = "TIERFLOW_IO", value_name = "MODE")]
     pub io: Option<IoArg>,
@@ -240,19 +243,10 @@ pub struct PlacementArgs {
 }
 
 impl PlacementArgs {
-    /// Data type of the KV cache, where one was asked for.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] where keys and values are asked for in different types.
-    pub fn kv_dtype(&self) -> Result<Option<KvDtypeArg>> {
-        let asked: Vec<KvDtypeArg> = [self.kv_dtype, self.cache_type_k, self.cache_type_v].into_iter().flatten().collect();
-        if asked.windows(2).any(|pair| pair[0] != pair[1]) {
-            return Err(Error::InvalidArgument {
-                option: "--kv-dtype".into(),
-                reason: "keys and values are stored in one type; give -ctk and -ctv the same".into(),
-            });
-        }
-        Ok(asked.first().copied())
+    /// Data types of the KV cache.
+    pub fn kv_dtype(&self) -> KvDType {
+        let KvDType { keys, values } = self.kv_dtype.unwrap_or(KvDType::F16);
+        KvDType { keys: self.cache_type_k.unwrap_or(keys), values: self.cache_type_v.unwrap_or(values) }
     }
 
     /// Of how many layers the host computes the experts, where that is asked for.
@@ -331,19 +325,26 @@ impl FromStr for GpuLayers {
     }
 }
 
-/// Data types of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum KvDtypeArg {
-    /// 4 bytes a number.
-    F32,
-    /// 2 bytes a number.
-    F16,
-    /// 8 bits a number, and a scale for each 32.
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// 4 bits a number, and a scale for each 32.
-    #[value(name = "q4_0")]
-    Q4_0,
+/// Reads data types of the KV cache. Those of one word are what completions offer.
+#[derive(Debug, Clone)]
+struct CacheDTypes<T>(PhantomData<T>);
+
+impl<T: FromStr<Err = Error> + Clone + Send + Sync + 'static> TypedValueParser for CacheDTypes<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, clap::Error> {
+        StringValueParser::new().try_map(|text| parse_value::<T>(&text)).parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let meaning = |dtype: CacheDType| match dtype {
+            CacheDType::F32 => "4 bytes a number",
+            CacheDType::F16 => "2 bytes a number",
+            CacheDType::Q8_0 => "8 bits a number, and a scale for each 32",
+            CacheDType::Q4_0 => "4 bits a number, and a scale for each 32",
+        };
+        Some(Box::new(CacheDType::ALL.into_iter().map(move |dtype| PossibleValue::new(dtype.to_string()).help(meaning(dtype)))))
+    }
 }
 
 /// Ways to read weights from files.

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 
-use super::{Command, KvDtypeArg, ModelArgs, PlacementArgs, RunArgs};
+use super::{Command, ModelArgs, PlacementArgs, RunArgs};
 use crate::cli::familiar::names_a_model;
 use crate::hub::looks_like_model_ref;
 
@@ -88,14 +88,11 @@ fn overrule_plan(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), c
     Err(clap::Error::raw(ErrorKind::ArgumentConflict, reason))
 }
 
-/// Of `--kv-dtype` and llama.cpp's two options for it, those from the strongest source count.
+/// llama.cpp's options for keys and for values count, unless `--kv-dtype` comes from a stronger source.
 fn overrule_kv_dtype(args: &mut PlacementArgs, matches: &ArgMatches) {
-    let source = |id| matches.value_source(id);
-    let ids = ["kv_dtype", "cache_type_k", "cache_type_v"];
-    let strongest = ids.into_iter().filter_map(source).max();
-    let values: [&mut Option<KvDtypeArg>; 3] = [&mut args.kv_dtype, &mut args.cache_type_k, &mut args.cache_type_v];
-    for (id, value) in ids.into_iter().zip(values) {
-        if source(id) != strongest {
+    let of_both = matches.value_source("kv_dtype");
+    for (id, value) in [("cache_type_k", &mut args.cache_type_k), ("cache_type_v", &mut args.cache_type_v)] {
+        if matches.value_source(id) < of_both {
             *value = None;
         }
     }

@@ -14,7 +14,7 @@ use crate::cli::terminal::{Stream, note, print, print_json, print_report};
 use crate::device::Device;
 use crate::engine::{Engine, MemoryUse};
 use crate::error::{Error, Result};
-use crate::plan::{Forwards, KvDType, Plan};
+use crate::plan::{CacheDType, Forwards, Plan};
 use crate::session::DraftSource;
 use crate::units::{Bytes, BytesPerSec};
 
@@ -34,8 +34,8 @@ pub(super) struct Row {
     /// Sequences side by side; rates are of all of them together.
     n_seqs: usize,
     n_ubatch: usize,
-    type_k: KvDType,
-    type_v: KvDType,
+    type_k: CacheDType,
+    type_v: CacheDType,
     test: String,
     n_prompt: u32,
     n_gen: u32,
@@ -152,8 +152,8 @@ impl Row {
             n_gpu_layers: llama_number(*n_gpu_layers),
             n_seqs: plan.n_seqs,
             n_ubatch: plan.forward.n_tokens,
-            type_k: plan.kv_dtype,
-            type_v: plan.kv_dtype,
+            type_k: plan.kv_dtype.keys,
+            type_v: plan.kv_dtype.values,
             test: test.name(plan.n_seqs),
             n_prompt: test.n_prompt,
             n_gen: test.n_gen,

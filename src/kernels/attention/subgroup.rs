@@ -28,10 +28,10 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let needed = needed(gpu, stem, params, bindings, Target::Parts)?;
     require(gpu, stem, is_possible(gpu), NO_SUBGROUPS)?;
     let heads = heads_together(params, (MAX_QUERY_VALUES / params.head_size).min(MAX_HEADS));
-    let [kv_dtype, heads_of, octets, softcap, sinks] = constants(params, &bindings, heads);
+    let [key_dtype, value_dtype, heads_of, octets, softcap, sinks] = constants(params, &bindings, heads);
     let [is_split, part_positions] = part_constants(params);
     let count = u64::from(params.n_tokens) * u64::from(params.n_heads / heads) * u64::from(n_parts(params));
-    let constants = [kv_dtype, heads_of, octets, softcap, sinks, is_split, part_positions];
+    let constants = [key_dtype, value_dtype, heads_of, octets, softcap, sinks, is_split, part_positions];
     dispatch(gpu, &ATTENTION_SUBGROUP, &constants, params_buffer, &needed, fold(gpu, stem, count, 1)?)
 }
 
@@ -50,7 +50,7 @@ pub fn prepare_tile(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bi
 
 const NO_SUBGROUPS: &str = "the adapter has no subgroups of eight lanes";
 
-fn constants(params: &Params, bindings: &Bindings<'_>, heads: u32) -> [(&'static str, f64); 5] {
-    let [kv_dtype, octets] = cache_constants(params);
-    [kv_dtype, ("HEADS", f64::from(heads)), octets, softcap_constant(params), sinks_constant(bindings)]
+fn constants(params: &Params, bindings: &Bindings<'_>, heads: u32) -> [(&'static str, f64); 6] {
+    let [key_dtype, value_dtype, octets] = cache_constants(params);
+    [key_dtype, value_dtype, ("HEADS", f64::from(heads)), octets, softcap_constant(params), sinks_constant(bindings)]
 }

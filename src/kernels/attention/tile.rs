@@ -23,9 +23,9 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let needed = needed(gpu, stem, params, bindings, Target::Output)?;
     let split = params.head_size.div_ceil(LANE_VALUES);
     let block = (TILE_VALUES / params.head_size).min(MAX_BLOCK);
-    let [kv_dtype, octets] = cache_constants(params);
-    let constants =
-        [kv_dtype, octets, ("SPLIT", f64::from(split)), ("BLOCK", f64::from(block)), softcap_constant(params), sinks_constant(&bindings)];
+    let [key_dtype, value_dtype, octets] = cache_constants(params);
+    let [split_of, block_of] = [("SPLIT", f64::from(split)), ("BLOCK", f64::from(block))];
+    let constants = [key_dtype, value_dtype, octets, split_of, block_of, softcap_constant(params), sinks_constant(&bindings)];
     let n_rows = u64::from(params.n_tokens) * u64::from(params.n_heads / params.n_kv_heads);
     let n_tiles = n_rows.div_ceil(u64::from(LANES / split));
     let workgroups = fold(gpu, stem, n_tiles * u64::from(params.n_kv_heads), 1)?;

@@ -18,9 +18,10 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let shape = if is_software(gpu) { software(params) } else { hardware(params) };
     let [is_split, part_positions] = part_constants(params);
     let octets = params.head_size / 8;
-    let [kv_dtype, octets_of] = cache_constants(params);
+    let [key_dtype, value_dtype, octets_of] = cache_constants(params);
     let constants = [
-        kv_dtype,
+        key_dtype,
+        value_dtype,
         ("LANES", f64::from(shape.lanes)),
         ("HEADS", f64::from(shape.heads)),
         ("POSITIONS", f64::from(shape.positions)),

@@ -30,7 +30,7 @@ use super::weights::Weights;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Gpu};
 use crate::kernels::BatchShape;
-use crate::kernels::rope_kv::KvDType;
+use crate::kernels::rope_kv::CacheDType;
 use crate::model::Model;
 use crate::platform;
 use crate::stream::Batch;
@@ -108,7 +108,7 @@ impl GpuPasses {
         let norms = GpuNorms::new(&gpu, model, trained, most).await?;
         let weights = GpuWeights::new(&gpu, host, plan).await?;
         gpu.wait(None)?;
-        let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtype: KvDType::F32 };
+        let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtypes: [CacheDType::F32; 2] };
         Ok(GpuPasses {
             gpu,
             model: Arc::clone(model),

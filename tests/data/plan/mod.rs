@@ -15,8 +15,8 @@ use tierflow::host::{Input, Operand};
 use tierflow::kernels::{attention, matmul, rope_kv_padded};
 use tierflow::model::{Model, ModelConfig, Op, UnitKind};
 use tierflow::plan::{
-    Chunk, FILE_ALIGNMENT, ForwardSize, KvDType, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice,
-    UploadPath, Work, file_ranges, plan, request_secs, sizes,
+    CacheDType, Chunk, FILE_ALIGNMENT, ForwardSize, KvDType, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT,
+    Slice, UploadPath, Work, file_ranges, plan, request_secs, sizes,
 };
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::Catalog;
@@ -119,7 +119,8 @@ fn option_sets(kv_dtypes: impl Strategy<Value = KvDType>) -> impl Strategy<Value
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    cases_with(proptest::sample::select(KvDType::ALL.to_vec()))
+    let of_each = || proptest::sample::select(CacheDType::ALL.to_vec());
+    cases_with((of_each(), of_each()).prop_map(|(keys, values)| KvDType { keys, values }))
 }
 
 fn cases_with(kv_dtypes: impl Strategy<Value = KvDType>) -> impl Strategy<Value = Case> {
@@ -140,7 +141,8 @@ fn cases_with(kv_dtypes: impl Strategy<Value = KvDType>) -> impl Strategy<Value 
     let dtypes = proptest::collection::vec(proptest::sample::select(DType::ALL.to_vec()), 1..5);
     (configs(), dtypes, devices, option_sets(kv_dtypes)).prop_map(|(mut config, dtypes, devices, options)| {
         // Other heads are refused.
-        config.head_size = config.head_size.next_multiple_of(options.kv_dtype.block_len());
+        let KvDType { keys, values } = options.kv_dtype;
+        config.head_size = config.head_size.next_multiple_of(keys.block_len().max(values.block_len()));
         Case { config, dtypes, devices, options }
     })
 }
@@ -221,12 +223,14 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let kv_dtype = if is_gpu { made.kv_dtype } else { made.kv_dtype.on_host() };
     // Adapters hold heads of whole octets.
     let head_size = if is_gpu { model.config.head_size.next_multiple_of(8) } else { model.config.head_size };
-    let [values, scales] = kv_dtype.row_bytes(head_size);
-    // Adapters hold a head's scales in whole words.
-    let head_bytes = values + if is_gpu { scales.next_multiple_of(4) } else { scales };
-    let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.n_kv_heads as u128 * u128::from(head_bytes);
+    let cache_bytes = |dtype: CacheDType| {
+        let [values, scales] = dtype.row_bytes(head_size);
+        // Adapters hold a head's scales in whole words.
+        let head_bytes = values + if is_gpu { scales.next_multiple_of(4) } else { scales };
+        padded(made.n_seqs as u128 * made.ctx_size as u128 * model.config.n_kv_heads as u128 * u128::from(head_bytes))
+    };
     let n_caches = units.iter().filter(|&&unit| matches!(model.units[unit].kind, UnitKind::Attention { .. })).count();
-    sum += padded(kv) * 2 * n_caches as u128;
+    sum += (cache_bytes(kv_dtype.keys) + cache_bytes(kv_dtype.values)) * n_caches as u128;
     let chunks = || made.chunks.iter().filter(|chunk| is_own(chunk.unit()));
     sum += chunks().filter(|chunk| chunk.stored_on == device).map(|chunk| u128::from(chunk.size_bytes.0)).sum::<u128>();
     if let Some(ring) = made.ring(device) {
@@ -452,7 +456,8 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
                 kv_capacity,
                 window: 0,
                 scale: 1.0,
-                kv_dtype: 0,
+                key_dtype: 0,
+                value_dtype: 0,
                 softcap: 0.0,
                 is_causal: 1,
                 in_chunks: 0,

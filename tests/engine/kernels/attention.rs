@@ -28,7 +28,8 @@ impl Attention {
             kv_capacity: kv_len + 3,
             window,
             scale: 1.0 / (head_size as f32).sqrt(),
-            kv_dtype: rope_kv::KvDType::F32 as u32,
+            key_dtype: rope_kv::CacheDType::F32 as u32,
+            value_dtype: rope_kv::CacheDType::F32 as u32,
             softcap: 0.0,
             is_causal: 1,
             in_chunks: 0,
@@ -41,16 +42,23 @@ impl Attention {
     }
 
     /// Every variant against the reference.
-    fn check(&self, gpu: &Gpu, kv_dtype: rope_kv::KvDType) {
-        let params = attention::Params { kv_dtype: kv_dtype as u32, ..self.params };
+    fn check(&self, gpu: &Gpu, dtype: rope_kv::CacheDType) {
+        self.check_of(gpu, [dtype; 2]);
+    }
+
+    /// The same with keys and values of two dtypes.
+    fn check_of(&self, gpu: &Gpu, dtypes: [rope_kv::CacheDType; 2]) {
+        let params = attention::Params { key_dtype: dtypes[0] as u32, value_dtype: dtypes[1] as u32, ..self.params };
         let (query, caches) = self.random_values();
-        let seen = caches.each_ref().map(|cache| kv_dtype.rounded(cache));
+        let seen = [0, 1].map(|which| dtypes[which].rounded(&caches[which]));
         let mut expected = vec![0.0; query.len()];
         attention::reference(&params, &query, &self.tokens, (&seen[0], &seen[1]), self.sinks.as_deref(), &mut expected);
-        let on_gpu = caches.each_ref().map(|cache| match kv_dtype {
-            rope_kv::KvDType::F32 => upload(gpu, "cache", cache),
-            rope_kv::KvDType::F16 => upload(gpu, "cache", &cache.iter().map(|&value| half::f16::from_f32(value)).collect::<Vec<_>>()),
-            _ => upload(gpu, "cache", &rope_kv_blocks::packed(kv_dtype, params.head_size, cache).expect("blocks")),
+        let on_gpu = [0, 1].map(|which| match (dtypes[which], &caches[which]) {
+            (rope_kv::CacheDType::F32, cache) => upload(gpu, "cache", cache),
+            (rope_kv::CacheDType::F16, cache) => {
+                upload(gpu, "cache", &cache.iter().map(|&value| half::f16::from_f32(value)).collect::<Vec<_>>())
+            }
+            (dtype, cache) => upload(gpu, "cache", &rope_kv_blocks::packed(dtype, params.head_size, cache).expect("blocks")),
         });
         for variant in attention::variants(gpu, params.head_size) {
             let found = attend_in(1, gpu, &params, &self.tokens, (&query, self.sinks.as_deref()), &on_gpu, variant);
@@ -114,7 +122,7 @@ fn attend_in(
 #[test]
 fn attention_matches_its_reference() {
     for gpu in gpus() {
-        for kv_dtype in [rope_kv::KvDType::F32, rope_kv::KvDType::F16] {
+        for kv_dtype in [rope_kv::CacheDType::F32, rope_kv::CacheDType::F16] {
             for (heads, head_size, kv_len, n_tokens) in [
                 ([1, 1], 8, 1, 1),
                 ([3, 1], 24, 3, 3),
@@ -133,22 +141,22 @@ fn attention_matches_its_reference() {
         for (heads, head_size, kv_len, n_tokens, window) in [([4, 2], 64, 31, 1, 0), ([9, 3], 24, 70, 33, 7), ([2, 2], 256, 300, 3, 0)] {
             let plain = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
             let params = attention::Params { softcap: 0.7, ..plain.params };
-            Attention { params, ..plain }.check(gpu, rope_kv::KvDType::F16);
+            Attention { params, ..plain }.check(gpu, rope_kv::CacheDType::F16);
         }
         for (heads, head_size, kv_len, n_tokens, window) in [([4, 2], 64, 31, 31, 0), ([9, 3], 24, 70, 33, 7), ([2, 2], 256, 40, 3, 2)] {
             let causal = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
             let params = attention::Params { is_causal: 0, ..causal.params };
-            Attention { params, ..causal }.check(gpu, rope_kv::KvDType::F32);
+            Attention { params, ..causal }.check(gpu, rope_kv::CacheDType::F32);
         }
-        Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::KvDType::F32);
-        Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::KvDType::F16);
+        Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::CacheDType::F32);
+        Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::CacheDType::F16);
     }
 }
 
 #[test]
 fn attention_decodes_caches_of_blocks() {
     for gpu in gpus() {
-        for kv_dtype in [rope_kv::KvDType::Q8_0, rope_kv::KvDType::Q4_0] {
+        for kv_dtype in [rope_kv::CacheDType::Q8_0, rope_kv::CacheDType::Q4_0] {
             // Heads of one block, of an odd number and of many; alone, in tiles, and in parts.
             for (heads, head_size, kv_len, n_tokens, window) in [
                 ([1, 1], 32, 1, 1, 0),
@@ -167,6 +175,28 @@ fn attention_decodes_caches_of_blocks() {
     }
 }
 
+/// All pairs of dtypes, decoding and in tiles, in parts, and of heads that are wide.
+#[test]
+fn attention_reads_keys_and_values_of_different_dtypes() {
+    use rope_kv::CacheDType::{F16, F32, Q4_0, Q8_0};
+    for gpu in gpus() {
+        for keys in [F32, F16, Q8_0, Q4_0] {
+            for values in [F32, F16, Q8_0, Q4_0].into_iter().filter(|values| *values != keys) {
+                for (heads, head_size, kv_len, n_tokens, window) in
+                    [([3, 1], 32, 33, 12, 7), ([4, 2], 96, 70, 33, 0), ([4, 1], 64, 700, 2, 0), ([2, 1], 512, 33, 2, 0)]
+                {
+                    Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window).check_of(gpu, [keys, values]);
+                }
+            }
+        }
+        // Heads that hold no blocks.
+        for dtypes in [[F32, F16], [F16, F32]] {
+            Attention::of_one_sequence([6, 2], 24, 100, 33, 0).check_of(gpu, dtypes);
+            Attention::of_one_sequence([6, 2], 24, 300, 3, 50).check_of(gpu, dtypes);
+        }
+    }
+}
+
 #[test]
 fn attention_to_a_long_context_is_put_together_from_its_parts() {
     for gpu in gpus() {
@@ -174,7 +204,7 @@ fn attention_to_a_long_context_is_put_together_from_its_parts() {
         for (kv_len, n_tokens, window) in [(385, 1, 0), (300, 8, 0), (300, 3, 50), (4200, 1, 0), (4200, 2, 700)] {
             let attention = Attention::of_one_sequence([8, 1], 16, kv_len, n_tokens, window);
             assert!(attention::parts_bytes(&attention.params) > 0);
-            attention.check(gpu, rope_kv::KvDType::F16);
+            attention.check(gpu, rope_kv::CacheDType::F16);
         }
     }
 }
@@ -187,7 +217,7 @@ fn attention_keeps_to_chunks() {
         {
             let windowed = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
             let params = attention::Params { in_chunks: 1, ..windowed.params };
-            Attention { params, ..windowed }.check(gpu, rope_kv::KvDType::F32);
+            Attention { params, ..windowed }.check(gpu, rope_kv::CacheDType::F32);
         }
     }
 }
@@ -198,7 +228,7 @@ fn attention_takes_wide_heads() {
     for gpu in gpus() {
         assert_eq!(attention::variants(gpu, 264), [AttentionVariant::Token]);
         for (heads, head_size, kv_len, n_tokens) in [([6, 1], 264, 40, 12), ([5, 1], 576, 300, 2), ([4, 2], 1024, 33, 3)] {
-            for kv_dtype in [rope_kv::KvDType::F32, rope_kv::KvDType::F16] {
+            for kv_dtype in [rope_kv::CacheDType::F32, rope_kv::CacheDType::F16] {
                 Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, 0).check(gpu, kv_dtype);
             }
         }
@@ -212,10 +242,10 @@ fn attention_serves_tokens_of_several_sequences_at_once() {
         // The fourth sees nothing, and mixes nothing.
         let places = [(0, 3, 4), (1, 39, 40), (0, 20, 21), (1, 5, 0)].into_iter().chain((0..8).map(|p| (p / 5, p + 7, p + 8)));
         attention.tokens = places.map(|(seq, position, kv_len)| rope_kv::Token::new(seq, position, kv_len)).collect();
-        attention.check(gpu, rope_kv::KvDType::F32);
+        attention.check(gpu, rope_kv::CacheDType::F32);
         attention.tokens.truncate(4);
         attention.params.n_tokens = 4;
-        attention.check(gpu, rope_kv::KvDType::F32);
+        attention.check(gpu, rope_kv::CacheDType::F32);
     }
 }
 
@@ -288,7 +318,7 @@ fn sinks_take_their_share_in_every_variant() {
         for (heads, head_size, kv_len, n_tokens) in [([6, 2], 24, 9, 3), ([8, 2], 64, 33, 12), ([5, 1], 80, 700, 2)] {
             let sinks = (0..heads[0]).map(|head| [0.5, -20.0, 3.0, 95.0][head as usize % 4]).collect();
             let attention = Attention { sinks: Some(sinks), ..Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, 0) };
-            attention.check(gpu, rope_kv::KvDType::F32);
+            attention.check(gpu, rope_kv::CacheDType::F32);
         }
     }
 }

@@ -162,19 +162,21 @@ fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
     let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
         for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
-            (rope_kv::KvDType::F32, RopePairing::NeoX, [5, 3, 12, 12]),
-            (rope_kv::KvDType::F16, RopePairing::NeoX, [9, 3, 64, 64]),
-            (rope_kv::KvDType::F32, RopePairing::Interleaved, [1, 1, 4, 4]),
-            (rope_kv::KvDType::F16, RopePairing::Interleaved, [4, 2, 20, 20]),
+            (rope_kv::CacheDType::F32, RopePairing::NeoX, [5, 3, 12, 12]),
+            (rope_kv::CacheDType::F16, RopePairing::NeoX, [9, 3, 64, 64]),
+            (rope_kv::CacheDType::F32, RopePairing::Interleaved, [1, 1, 4, 4]),
+            (rope_kv::CacheDType::F16, RopePairing::Interleaved, [4, 2, 20, 20]),
             // Of some heads a part turns, or nothing; and there may be no queries to turn.
-            (rope_kv::KvDType::F16, RopePairing::NeoX, [4, 2, 24, 8]),
-            (rope_kv::KvDType::F32, RopePairing::Interleaved, [3, 3, 20, 12]),
-            (rope_kv::KvDType::F16, RopePairing::NeoX, [2, 1, 16, 0]),
-            (rope_kv::KvDType::F32, RopePairing::NeoX, [0, 3, 16, 0]),
+            (rope_kv::CacheDType::F16, RopePairing::NeoX, [4, 2, 24, 8]),
+            (rope_kv::CacheDType::F32, RopePairing::Interleaved, [3, 3, 20, 12]),
+            (rope_kv::CacheDType::F16, RopePairing::NeoX, [2, 1, 16, 0]),
+            (rope_kv::CacheDType::F32, RopePairing::NeoX, [0, 3, 16, 0]),
         ] {
-            let random = || RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
-            random().check(gpu, &tokens);
-            random().with_one_cache().check(gpu, &tokens);
+            let random = |dtypes| RopeKv::random(dtypes, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
+            random([kv_dtype; 2]).check(gpu, &tokens);
+            random([kv_dtype; 2]).with_one_cache().check(gpu, &tokens);
+            random([rope_kv::CacheDType::F16, rope_kv::CacheDType::F32]).check(gpu, &tokens);
+            random([rope_kv::CacheDType::F32, rope_kv::CacheDType::F16]).check(gpu, &tokens);
         }
     }
 }
@@ -186,10 +188,20 @@ fn cos_sin_of(random: &mut Random, n_tokens: u32, rotary_size: u32) -> Vec<f32> 
 }
 
 /// By how much integers of two words of a cache differ, at most.
-fn steps_between(kv_dtype: rope_kv::KvDType, a: u32, b: u32) -> u32 {
-    let bits = if kv_dtype == rope_kv::KvDType::Q8_0 { 8 } else { 4 };
+fn steps_between(kv_dtype: rope_kv::CacheDType, a: u32, b: u32) -> u32 {
+    let bits = if kv_dtype == rope_kv::CacheDType::Q8_0 { 8 } else { 4 };
     let integers = |word: u32| (0..32 / bits).map(move |k| ((word << (32 - bits * (k + 1))).cast_signed() >> (32 - bits)).cast_unsigned());
     integers(a).zip(integers(b)).map(|(a, b)| a.cast_signed().abs_diff(b.cast_signed())).max().unwrap_or(0)
+}
+
+/// A cache of these rows as adapters hold it.
+fn cache_of(dtype: rope_kv::CacheDType, head_size: u32, rows: &[f32]) -> Vec<u32> {
+    let halves = |two: &[f32]| two.iter().rev().fold(0, |word, value| word << 16 | u32::from(half::f16::from_f32(*value).to_bits()));
+    match dtype {
+        rope_kv::CacheDType::F32 => bits(rows),
+        rope_kv::CacheDType::F16 => rows.chunks(2).map(halves).collect(),
+        _ => rope_kv_blocks::packed(dtype, head_size, rows).expect("blocks"),
+    }
 }
 
 struct RopeKv {
@@ -203,7 +215,7 @@ struct RopeKv {
 
 impl RopeKv {
     /// Five tokens of two sequences, whose caches have room for seven positions.
-    fn random(kv_dtype: rope_kv::KvDType, pairing: RopePairing, [n_heads, n_kv_heads, head_size, rotary_size]: [u32; 4]) -> RopeKv {
+    fn random(dtypes: [rope_kv::CacheDType; 2], pairing: RopePairing, [n_heads, n_kv_heads, head_size, rotary_size]: [u32; 4]) -> RopeKv {
         let params = rope_kv::Params {
             n_tokens: 5,
             n_heads,
@@ -211,7 +223,8 @@ impl RopeKv {
             head_size,
             n_seqs: 2,
             kv_capacity: 7,
-            kv_dtype: kv_dtype as u32,
+            key_dtype: dtypes[0] as u32,
+            value_dtype: dtypes[1] as u32,
             pairing: pairing as u32,
             rotary_size,
         };
@@ -224,7 +237,8 @@ impl RopeKv {
 
     /// The same with keys that are the values as well.
     fn with_one_cache(self) -> RopeKv {
-        RopeKv { value: None, ..self }
+        let params = rope_kv::Params { value_dtype: self.params.key_dtype, ..self.params };
+        RopeKv { params, value: None, ..self }
     }
 
     /// The same with a block of zeros and one of halves, which are rounded away from zero.
@@ -239,23 +253,23 @@ impl RopeKv {
     /// As `check`, of caches of blocks: what is stored of values to the bit, of keys as far as they were rotated to the same bits.
     fn check_blocks(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
         let params = &self.params;
-        let kv_dtype = rope_kv::KvDType::of_params(params.kv_dtype).expect("a dtype");
+        let dtypes = [params.key_dtype, params.value_dtype].map(|dtype| rope_kv::CacheDType::of_params(dtype).expect("a dtype"));
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
         let n_rows = params.n_seqs * params.n_kv_heads * params.kv_capacity;
         let nothing = || vec![0.0; (n_rows * params.head_size) as usize];
         let [mut keys, mut values] = [nothing(), nothing()];
         let caches = [keys.as_mut_slice(), if self.value.is_some() { &mut values } else { &mut [] }];
         let value = self.value.as_deref().unwrap_or_default();
-        let plain = rope_kv::Params { kv_dtype: 0, ..*params };
+        let plain = rope_kv::Params { key_dtype: 0, value_dtype: 0, ..*params };
         rope_kv::reference(&plain, &self.cos_sin, tokens, rope_kv::Values { query: &mut query, key: &mut key, value, caches });
-        let expected = [&keys, &values].map(|rows| rope_kv_blocks::packed(kv_dtype, params.head_size, rows).expect("blocks"));
+        let expected = [(dtypes[0], &keys), (dtypes[1], &values)].map(|(dtype, rows)| cache_of(dtype, params.head_size, rows));
 
         let [on_gpu, table] =
             [upload(gpu, "query", &[self.query.clone(), vec![POISON; GUARD]].concat()), upload(gpu, "cos_sin", &self.cos_sin)];
         let [key, places] = [upload(gpu, "key", &self.key), upload(gpu, "tokens", tokens)];
         let value = self.value.as_ref().map(|value| upload(gpu, "value", value));
-        let empty = rope_kv_blocks::packed(kv_dtype, params.head_size, &nothing()).expect("blocks");
-        let caches = [0, 1].map(|_| upload(gpu, "cache", &[empty.clone(), vec![POISON.to_bits(); GUARD]].concat()));
+        let empty = dtypes.map(|dtype| cache_of(dtype, params.head_size, &nothing()));
+        let caches = empty.each_ref().map(|empty| upload(gpu, "cache", &[empty.clone(), vec![POISON.to_bits(); GUARD]].concat()));
         let bindings = rope_kv::Bindings {
             cos_sin: Binding::whole(&table),
             tokens: Binding::whole(&places),
@@ -267,12 +281,18 @@ impl RopeKv {
         };
         run(gpu, params, |buffer| rope_kv_blocks::prepare(gpu, buffer, params, bindings));
         assert_close(&output(gpu, &on_gpu, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
-        let [found_keys, found_values] = caches.each_ref().map(|cache| bits(&output(gpu, cache, empty.len())));
+        let [found_keys, found_values] = [0, 1].map(|which| bits(&output(gpu, &caches[which], empty[which].len())));
         assert_eq!(found_values, expected[1], "values of {params:?}");
+        if dtypes[0].blocks().is_none() {
+            let in_word = dtypes[0] as usize + 1;
+            let [found, expected] = [&found_keys, &expected[0]].map(|words| unpacked(bytemuck::cast_slice(words), in_word));
+            let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+            return assert_close(&found, &expected, tolerance, &format!("keys of {params:?}"));
+        }
         // A key that was rounded otherwise as it was rotated may become the next integer, and the farthest of a block may change its scale.
-        let n_values = (n_rows * kv_dtype.row_words(params.head_size)[0]) as usize;
+        let n_values = (n_rows * dtypes[0].row_words(params.head_size)[0]) as usize;
         let steps = found_keys.iter().zip(&expected[0]).take(n_values);
-        let steps = steps.map(|(found, expected)| steps_between(kv_dtype, *found, *expected)).collect::<Vec<u32>>();
+        let steps = steps.map(|(found, expected)| steps_between(dtypes[0], *found, *expected)).collect::<Vec<u32>>();
         assert!(steps.iter().all(|steps| *steps <= 1), "keys of {params:?}: {:?}", steps.iter().max());
         assert!(steps.iter().sum::<u32>() <= 1 + keys.len() as u32 / 500, "keys of {params:?}: {}", steps.iter().sum::<u32>());
         let scales = |words: &[u32]| -> Vec<f32> {
@@ -298,12 +318,12 @@ impl RopeKv {
         let expected = rope_kv::Values { query: &mut query, key: &mut key, value, caches };
         let expected = rope_kv_padded::reference(params, &self.cos_sin, tokens, expected);
 
-        let in_word = params.kv_dtype as usize + 1;
+        let in_words = [params.key_dtype, params.value_dtype].map(|dtype| dtype as usize + 1);
         let [query, table] = [upload(gpu, "query", &self.query), upload(gpu, "cos_sin", &self.cos_sin)];
         let [key, places] = [upload(gpu, "key", &self.key), upload(gpu, "tokens", tokens)];
         let value = self.value.as_ref().map(|value| upload(gpu, "value", value));
         let rotated_query = poisoned(gpu, expected.len());
-        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let caches = in_words.map(|in_word| poisoned(gpu, cached / in_word));
         let bindings = rope_kv_padded::Bindings {
             cos_sin: Binding::whole(&table),
             tokens: Binding::whole(&places),
@@ -316,9 +336,10 @@ impl RopeKv {
         };
         run(gpu, params, |buffer| rope_kv_padded::prepare(gpu, buffer, params, bindings));
         assert_close(&output(gpu, &rotated_query, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
-        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        let [found_keys, found_values] =
+            [0, 1].map(|which| unpacked(&output(gpu, &caches[which], cached / in_words[which]), in_words[which]));
         assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
-        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let tolerance = if in_words[0] == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
         let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
         assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
         let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
@@ -337,12 +358,12 @@ impl RopeKv {
         let expected = rope_kv::Values { query: &mut query, key: &mut key, value, caches };
         rope_kv::reference(params, &self.cos_sin, tokens, expected);
 
-        let in_word = params.kv_dtype as usize + 1;
+        let in_words = [params.key_dtype, params.value_dtype].map(|dtype| dtype as usize + 1);
         let padded = [self.query.clone(), vec![POISON; GUARD]].concat();
         let [rotated_query, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
         let [key, places] = [upload(gpu, "key", &self.key), upload(gpu, "tokens", tokens)];
         let value = self.value.as_ref().map(|value| upload(gpu, "value", value));
-        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let caches = in_words.map(|in_word| poisoned(gpu, cached / in_word));
         let bindings = rope_kv::Bindings {
             cos_sin: Binding::whole(&table),
             tokens: Binding::whole(&places),
@@ -354,10 +375,11 @@ impl RopeKv {
         };
         run(gpu, params, |buffer| rope_kv::prepare(gpu, buffer, params, bindings));
         assert_close(&output(gpu, &rotated_query, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
-        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        let [found_keys, found_values] =
+            [0, 1].map(|which| unpacked(&output(gpu, &caches[which], cached / in_words[which]), in_words[which]));
         assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
         // Values that differ in their last bit may be rounded to different f16.
-        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let tolerance = if in_words[0] == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
         let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
         assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
         let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
@@ -371,7 +393,11 @@ fn blocks_are_stored_as_files_have_them() {
     let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
     let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
-        for kv_dtype in [rope_kv::KvDType::Q8_0, rope_kv::KvDType::Q4_0] {
+        let (floats, halves) = (rope_kv::CacheDType::F32, rope_kv::CacheDType::F16);
+        let (bytes, nibbles) = (rope_kv::CacheDType::Q8_0, rope_kv::CacheDType::Q4_0);
+        let alike = [[bytes; 2], [nibbles; 2]];
+        let mixed = [[bytes, nibbles], [nibbles, bytes], [bytes, halves], [floats, bytes], [nibbles, floats], [halves, nibbles]];
+        for dtypes in alike.into_iter().chain(mixed) {
             for (pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
                 (RopePairing::NeoX, [5, 3, 32, 32]),
                 (RopePairing::NeoX, [9, 3, 64, 64]),
@@ -381,10 +407,12 @@ fn blocks_are_stored_as_files_have_them() {
                 (RopePairing::NeoX, [2, 1, 1024, 0]),
                 (RopePairing::NeoX, [0, 3, 64, 0]),
             ] {
-                let random = || RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
+                let random = || RopeKv::random(dtypes, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
                 random().check_blocks(gpu, &tokens);
-                random().with_one_cache().check_blocks(gpu, &tokens);
                 random().with_zeros().check_blocks(gpu, &tokens);
+                if dtypes[0].blocks().is_some() {
+                    random().with_one_cache().check_blocks(gpu, &tokens);
+                }
             }
         }
     }
@@ -406,14 +434,16 @@ fn heads_of_any_even_size_are_stored_padded_with_zeros() {
             (12, 0, [2, 1]),
         ] {
             for (kv_dtype, pairing) in [
-                (rope_kv::KvDType::F32, RopePairing::NeoX),
-                (rope_kv::KvDType::F16, RopePairing::NeoX),
-                (rope_kv::KvDType::F32, RopePairing::Interleaved),
-                (rope_kv::KvDType::F16, RopePairing::Interleaved),
+                (rope_kv::CacheDType::F32, RopePairing::NeoX),
+                (rope_kv::CacheDType::F16, RopePairing::NeoX),
+                (rope_kv::CacheDType::F32, RopePairing::Interleaved),
+                (rope_kv::CacheDType::F16, RopePairing::Interleaved),
             ] {
-                let random = || RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
-                random().check_padded(gpu, &tokens);
-                random().with_one_cache().check_padded(gpu, &tokens);
+                let random = |dtypes| RopeKv::random(dtypes, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
+                random([kv_dtype; 2]).check_padded(gpu, &tokens);
+                random([kv_dtype; 2]).with_one_cache().check_padded(gpu, &tokens);
+                random([rope_kv::CacheDType::F16, rope_kv::CacheDType::F32]).check_padded(gpu, &tokens);
+                random([rope_kv::CacheDType::F32, rope_kv::CacheDType::F16]).check_padded(gpu, &tokens);
             }
         }
     }

@@ -47,7 +47,9 @@ impl Options {
         let placement = Options::take_placement(fields)?;
         Ok(Options {
             ctx_size: fields.take("ctx_size", count)?,
-            kv_dtype: fields.take("kv_dtype", "f32, f16, q8_0 or q4_0")?.unwrap_or_default(),
+            kv_dtype: fields
+                .take("kv_dtype", "f32, f16, q8_0, q4_0, or one for keys and one for values, as q8_0/q4_0")?
+                .unwrap_or_default(),
             slots: fields.take("slots", count)?,
             ubatch_size: fields.take("ubatch_size", count)?,
             expert_cache: rule(fields.take("expert_cache", "auto, on or off")?)?,

@@ -18,6 +18,12 @@ const BLOCK_DTYPES = [[32, 34, 16], [32, 18, 16], [32, 20, 16], [256, 210, 32], 
 const DTYPES = [...FLOAT_DTYPES.map(() => [32, 0, 16]), ...BLOCK_DTYPES]
   .map(([BLOCK_LEN, BLOCK_BYTES, APART], DTYPE) => ({ DTYPE, BLOCK_LEN, BLOCK_BYTES, APART }));
 const BOOLS = [0, 1];
+/** Dtypes of keys and of values, as `kernels/rope_kv.rs` numbers them: floats, blocks, and all of them. */
+const kvDtypes = (isOne) => [0, 1, 2, 3].flatMap((KEY_DTYPE) => [0, 1, 2, 3].map((VALUE_DTYPE) => ({ KEY_DTYPE, VALUE_DTYPE })))
+  .filter(({ KEY_DTYPE, VALUE_DTYPE }) => isOne(KEY_DTYPE, VALUE_DTYPE));
+const FLOATS = kvDtypes((key, value) => key < 2 && value < 2);
+const BLOCKS = kvDtypes((key, value) => key > 1 || value > 1);
+const KV_DTYPES = [...FLOATS, ...BLOCKS];
 /** The override constants that the engine sets, as `kernels/` chooses them. */
 const VARIANTS = {
   matmul_vec: combined({ DTYPE: DTYPES, TOKENS: [1, 2, 4] }, [
@@ -46,14 +52,14 @@ const VARIANTS = {
   matmul_unaligned: combined({ DTYPE: FLOAT_DTYPES }),
   rms_norm: combined({ LANES: [8, 64], HAS_WEIGHT: BOOLS }),
   layer_norm: combined({ LANES: [8, 64], HAS_BIAS: BOOLS }),
-  rope_kv: combined({ KV_DTYPE: [0, 1], HAS_VALUES: BOOLS }),
-  rope_kv_padded: combined({ KV_DTYPE: [0, 1], HAS_VALUES: [1, 0] }),
-  rope_kv_blocks: combined({ KV_DTYPE: [2, 3], HAS_VALUES: BOOLS, OCTETS: [8, 12] }),
-  attention_token: combined({ KV_DTYPE: [0, 1, 2, 3], HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
+  rope_kv: combined({ DTYPES: FLOATS, HAS_VALUES: BOOLS }),
+  rope_kv_padded: combined({ DTYPES: FLOATS, HAS_VALUES: [1, 0] }),
+  rope_kv_blocks: combined({ DTYPES: BLOCKS, HAS_VALUES: BOOLS, OCTETS: [8, 12] }),
+  attention_token: combined({ DTYPES: KV_DTYPES, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
   ]),
-  attention_tile: combined({ KV_DTYPE: [0, 1, 2, 3], HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS }, [
+  attention_tile: combined({ DTYPES: KV_DTYPES, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS }, [
     { OCTETS: 4, SPLIT: 1, BLOCK: 16 },
     { OCTETS: 8, SPLIT: 2, BLOCK: 16 },
     { OCTETS: 16, SPLIT: 4, BLOCK: 16 },
