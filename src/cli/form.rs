@@ -30,12 +30,13 @@ pub(super) fn wish_of(args: &GenerationArgs) -> Result<Option<FormWish>> {
     Ok(args.regex.clone().map(FormWish::Regex))
 }
 
-/// The form for a model.
+/// The form for a model, whose answer to a prompt that is `raw` is all that it writes.
 ///
 /// # Errors
 /// Where the model cannot be held to it.
-pub(super) fn form_for_model(wish: FormWish, text: &ModelText) -> Result<AnswerForm> {
+pub(super) fn form_for_model(wish: FormWish, text: &ModelText, raw: bool) -> Result<AnswerForm> {
     let option = format!("--{}", wish.field().replace('_', "-"));
-    let form = FormVocabulary::new(text.tokenizer().cloned()).form(wish, text.reasoning_format());
+    let reasoning = text.reasoning_format().filter(|_| !raw && text.chat_template().is_some());
+    let form = FormVocabulary::new(text.tokenizer().cloned()).form(wish, reasoning);
     form.map_err(|error| invalid(&option, error))
 }

@@ -26,8 +26,8 @@ use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, check_folder, waited_since};
 use crate::session::{DraftSource, FinishReason, GenerateOptions, Session, Speculation};
 use crate::text::{
-    AnswerForm, ChatMessage, ChatTemplate, FormWish, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
-    TemplateInput, Written, fresh_seed, thinking_variables,
+    AnswerForm, ChatMessage, ChatTemplate, FormWish, ReasoningFormat, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment,
+    StopStrings, TemplateInput, Written, fresh_seed, thinking_variables,
 };
 
 /// What stays the same for all prompts of a run.
@@ -230,7 +230,7 @@ impl Wishes {
             tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
         }
         let Wishes { sampling: flags, seed, generate, form, raw, thinking, written } = self;
-        let form = form.map(|wish| form_for_model(wish, text)).transpose()?;
+        let form = form.map(|wish| form_for_model(wish, text, raw)).transpose()?;
         if let Some(thinking) = thinking.filter(|_| form.is_none()) {
             warn_of_deaf_template(text, raw, thinking);
         }
@@ -338,9 +338,12 @@ pub(super) async fn answer(
     let mut first_token_secs = None;
     let mut generated = Vec::new();
     let (mut text, mut reasoning) = (String::new(), String::new());
-    let mut splitter = match settings.raw || settings.form.is_some() {
+    let model = generation.engine().text();
+    // What has a form is all answer, unless the model thinks beside it, in a channel.
+    let is_all_answer = settings.form.is_some() && model.reasoning_format() != Some(ReasoningFormat::Channels);
+    let mut splitter = match settings.raw || is_all_answer {
         true => ReasoningSplitter::new(None),
-        false => generation.engine().text().reasoning_splitter(tokens),
+        false => model.reasoning_splitter(tokens),
     };
     let mut take = |segments: Vec<Segment>| {
         segments.iter().try_for_each(|segment| {

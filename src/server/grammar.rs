@@ -146,11 +146,25 @@ impl Grammar {
         }
     }
 
+    /// The same, as an answer of a conversation has it: a model that answers in channels thinks beside it.
+    ///
+    /// # Errors
+    /// Where the model cannot be held to it, whose field is `name`.
+    pub(super) fn in_conversation(self, app: &App, name: &str) -> Result<Grammar, ApiError> {
+        match self {
+            Grammar::Form(form) => {
+                let form = app.forms.beside_reasoning(form, app.engine.text().reasoning_format());
+                form.map(Grammar::Form).map_err(fault_of(name))
+            }
+            calls @ Grammar::Calls(_) => Ok(calls),
+        }
+    }
+
     /// The rules for an answer.
     pub(super) fn constraint(&self) -> Result<Box<dyn Constraint>> {
         match self {
             Grammar::Form(form) => form.constraint(),
-            Grammar::Calls(calls) => Ok(calls.constraint()),
+            Grammar::Calls(calls) => calls.constraint(),
         }
     }
 }

@@ -7,9 +7,8 @@ use serde_json::{Map, Value};
 use super::app::App;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::grammar::fault_of;
 use super::tools::read_calls;
-use crate::text::{ChatMessage, FormVocabulary, TemplateInput, Tools, Written, thinking_variables};
+use crate::text::{ChatMessage, ReasoningFormat, TemplateInput, Tools, Written, thinking_variables};
 
 /// Reads OpenAI's messages.
 pub(super) fn read_messages(app: &App, list: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
@@ -93,11 +92,18 @@ pub(super) fn encode(
     Ok(app.engine.encode_chat_with(&messages, &input, Written::Plain)?)
 }
 
-/// The variables of an answer that has a form, the field `name` of a request: the model does not think before it.
-pub(super) fn form_variables(app: &App, variables: Map<String, Value>, name: &str) -> Result<Map<String, Value>, ApiError> {
-    FormVocabulary::check(app.engine.text().reasoning_format()).map_err(fault_of(name))?;
-    let off = thinking_variables(false, None);
-    Ok(variables.into_iter().chain(off).collect())
+/// The variables of an answer that has a form: the model does not think before it, unless it does so in a channel.
+pub(super) fn form_variables(app: &App, variables: Map<String, Value>) -> Map<String, Value> {
+    if thinks_beside_forms(app) {
+        return variables;
+    }
+    variables.into_iter().chain(thinking_variables(false, None)).collect()
+}
+
+/// Whether the model answers in channels, of which a form holds one. Of others, what has a form is all answer, even where the template has opened
+/// the reasoning.
+pub(super) fn thinks_beside_forms(app: &App) -> bool {
+    app.engine.text().reasoning_format() == Some(ReasoningFormat::Channels)
 }
 
 /// What chat templates are told of OpenAI's effort of reasoning, the field `name`.

@@ -9,6 +9,7 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
+use super::channels::Channels;
 use super::{Candidate, Constraint, FormError, Gbnf, ReasoningFormat, TokenBytes, Tokenizer};
 use crate::error::{Error, Result};
 
@@ -37,6 +38,8 @@ enum Form {
     /// The beginning of an answer.
     Matched(Box<Mutex<Matcher>>),
     Rules(Gbnf, Arc<TokenBytes>),
+    /// Messages of an answer in channels.
+    InChannels(Arc<Channels>),
 }
 
 /// How JSON is written: on one line, so that no answer is white space without end.
@@ -71,25 +74,33 @@ impl FormVocabulary {
     /// # Errors
     /// Where it is no such form, or the model cannot be held to one.
     pub fn form(&self, wish: FormWish, reasoning: Option<ReasoningFormat>) -> std::result::Result<AnswerForm, FormError> {
-        FormVocabulary::check(reasoning)?;
-        match wish {
+        let form = match wish {
             FormWish::Grammar(grammar) => self.grammar(grammar),
             FormWish::Schema(schema) => self.json(schema),
             FormWish::Regex(regex) => self.regex(&regex),
-        }
+        };
+        self.beside_reasoning(form?, reasoning)
     }
 
-    /// Whether answers of a model that writes its reasoning like this can have a form.
+    /// A form as the answer of a model has it that writes its reasoning like this: in channels the message that answers, and otherwise all that the
+    /// model writes.
     ///
     /// # Errors
-    /// Where they cannot.
-    pub fn check(reasoning: Option<ReasoningFormat>) -> std::result::Result<(), FormError> {
-        match reasoning {
-            Some(ReasoningFormat::Channels) => {
-                Err(FormError::Unsupported("is not supported with a model that answers in channels".to_owned()))
-            }
-            _ => Ok(()),
+    /// Where the vocabulary has not what sets channels apart.
+    pub fn beside_reasoning(&self, form: AnswerForm, reasoning: Option<ReasoningFormat>) -> std::result::Result<AnswerForm, FormError> {
+        if reasoning != Some(ReasoningFormat::Channels) {
+            return Ok(form);
         }
+        Ok(AnswerForm(Form::InChannels(Arc::new(Channels::of_answer(self.tokenizer()?, form)?))))
+    }
+
+    /// Calls of functions in channels, each with the schema of its parameters; where one is demanded, nothing else may follow reasoning.
+    pub(crate) fn calls_in_channels(
+        &self,
+        functions: Vec<(String, AnswerForm)>,
+        is_demanded: bool,
+    ) -> std::result::Result<AnswerForm, FormError> {
+        Ok(AnswerForm(Form::InChannels(Arc::new(Channels::of_calls(self.tokenizer()?, functions, is_demanded)?))))
     }
 
     /// JSON that keeps to `schema`.
@@ -208,6 +219,7 @@ impl AnswerForm {
         match &self.0 {
             Form::Matched(matcher) => Ok(Box::new(Matched(copied(matcher)))),
             Form::Rules(grammar, bytes) => grammar.constraint(bytes),
+            Form::InChannels(channels) => Ok(channels.constraint()),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Text in, text out: tokenizer, chat template, sampling, stop strings. Knows no device and computes no logits.
 
+#[cfg(feature = "forms")]
+mod channels;
 mod chat_message;
 mod chat_template;
 mod constraint;

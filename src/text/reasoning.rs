@@ -61,15 +61,17 @@ const TAGS: [[&str; 2]; 4] =
     [["<think>", "</think>"], ["[THINK]", "[/THINK]"], ["<seed:think>", "</seed:think>"], ["<|START_THINKING|>", "<|END_THINKING|>"]];
 
 /// The marks of channels: <https://github.com/openai/harmony>.
-const CHANNEL_MARKS: [&str; 7] = ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"];
+pub(super) const CHANNEL_MARKS: [&str; 7] = ["<|start|>", "<|channel|>", "<|constrain|>", MESSAGE, END, "<|return|>", END_OF_MESSAGE];
 
 /// How a message to a function is told, whose name follows; then what stands before its arguments, and what ends them.
 pub(super) const MESSAGE_TO_A_FUNCTION: &str = "<|start|>functions.";
 pub(super) const MESSAGE: &str = "<|message|>";
+/// What ends a message that another one follows.
+pub(super) const END: &str = "<|end|>";
 pub(super) const END_OF_MESSAGE: &str = "<|call|>";
 
 /// Headers of channels are a few words; what is longer is none.
-const MAX_HEADER_BYTES: usize = 256;
+pub(super) const MAX_HEADER_BYTES: usize = 256;
 
 /// Tokens at the end of a prompt in which reasoning may begin, or a header.
 const N_TAIL_TOKENS: usize = 32;
@@ -319,7 +321,7 @@ fn of_channel(header: &str) -> State {
 }
 
 /// The function that a message with this header calls.
-fn called(header: &str) -> Option<&str> {
+pub(super) fn called(header: &str) -> Option<&str> {
     let (_, rest) = header.split_once("to=functions.")?;
     rest.split(|c: char| c.is_whitespace() || c == '<').next().filter(|name| !name.is_empty())
 }

@@ -10,8 +10,9 @@ use tierflow::error::Error;
 use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::{
-    CallBody, Candidate, ChatMessage, ChatTemplate, GenerationPrompt, ReasoningFormat, ReasoningSplitter, Said, Sampler, SamplingSettings,
-    Segment, Special, StopStrings, TemplateInput, Tokenizer, ToolCall, ToolFormat, ToolSplitter,
+    CallBody, CallGrammar, Candidate, ChatMessage, ChatTemplate, FormVocabulary, GenerationPrompt, ReasoningFormat, ReasoningSplitter,
+    Said, Sampler, SamplingSettings, Segment, Special, StopStrings, TemplateInput, Tokenizer, ToolCall, ToolChoice, ToolFormat,
+    ToolSplitter, Tools,
 };
 use tierflow::weights::{MetaValue, Metadata};
 
@@ -745,6 +746,53 @@ fn calls_in_channels_are_told_from_reasoning_and_answer() {
     let call = Said::Call(ToolCall { name: "get_weather".to_owned(), arguments });
     let text: String = said.iter().filter_map(|said| if let Said::Text(text) = said { Some(text.as_str()) } else { None }).collect();
     assert_eq!((reasoning.as_str(), text.as_str(), said.last()), ("Ask.", "I look.", Some(&call)));
+}
+
+#[test]
+fn calls_in_channels_keep_to_their_schemas_and_all_else_is_free_unless_one_is_demanded() {
+    let entries = marked_metadata(["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|constrain|>"]);
+    let harmony = Tokenizer::from_metadata(&Metadata::new("m.gguf", entries), BYTE_LEVEL_SIZE + 6).unwrap();
+    let template = ChatTemplate::new("t".into(), "{{ tools }}<|channel|>to=functions.".into(), &harmony).unwrap();
+    let schema = json!({ "type": "object", "properties": { "a": { "const": 1 } }, "required": ["a"], "additionalProperties": false });
+    let tool = json!({ "type": "function", "function": { "name": "f", "parameters": schema } });
+    let forms = FormVocabulary::new(Some(harmony.clone()));
+    let one = |text: &str| {
+        let tokens = harmony.encode(text, Special::Leave).unwrap();
+        assert_eq!(tokens.len(), 1, "{text}");
+        tokens[0]
+    };
+    for choice in [ToolChoice::Auto, ToolChoice::Required] {
+        let is_demanded = choice != ToolChoice::Auto;
+        let tools = Tools { format: ToolFormat::of(&template).unwrap(), list: vec![tool.clone()], choice, is_single: false };
+        let mut rules = CallGrammar::new(&forms, Some(&harmony), &tools).unwrap().unwrap().constraint().unwrap();
+        let mut write = |text: &str| {
+            for token in harmony.encode(text, Special::Leave).unwrap() {
+                let mut next: Vec<Candidate> = (0..harmony.vocab_size() as u32).map(|token| Candidate { token, logit: 0.0 }).collect();
+                rules.keep_allowed(&mut next).unwrap();
+                assert!(next.iter().any(|candidate| candidate.token == token), "{token} of {text}");
+                rules.accept(token).unwrap();
+            }
+            let mut next: Vec<Candidate> = (0..harmony.vocab_size() as u32).map(|token| Candidate { token, logit: 0.0 }).collect();
+            rules.keep_allowed(&mut next).unwrap();
+            next.into_iter().map(|candidate| candidate.token).collect::<Vec<u32>>()
+        };
+        assert!(!is_demanded || write("") == [one("<|channel|>")]);
+        let next = write("<|channel|>analysis<|message|>Call f with {");
+        assert!(next.contains(&one("a")) && next.contains(&one("<|end|>")));
+        assert_eq!(next.contains(&one("<|call|>")), !is_demanded, "an answer does not end in its reasoning");
+        let next = write("<|end|>");
+        assert!(!is_demanded || next == [one("<|start|>")]);
+        if !is_demanded {
+            // Words before a call, and a message to what is no function of these.
+            write("<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>");
+            let next = write("<|start|>assistant<|channel|>commentary to=functions.g <|constrain|>json<|message|>");
+            assert!(next.contains(&one("a")));
+            write("<|end|>");
+        }
+        let next = write("<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>");
+        assert_eq!(next, [one("{")]);
+        assert_eq!(write("{\"a\": 1}"), [one("<|call|>")]);
+    }
 }
 
 #[test]

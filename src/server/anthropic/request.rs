@@ -29,7 +29,8 @@ pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, boo
     let (prompt, tools) = read_prompt(app, fields)?;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
     how.offer(app, tools)?;
-    Ok((Work::new(app, vec![prompt], how, !is_demanded)?, is_streamed))
+    let splits_reasoning = !is_demanded || messages::thinks_beside_forms(app);
+    Ok((Work::new(app, vec![prompt], how, splits_reasoning)?, is_streamed))
 }
 
 /// Reads what `/v1/messages` and `/v1/messages/count_tokens` both have: what makes the prompt, and the tools in it.
@@ -53,7 +54,7 @@ pub(super) fn read_prompt(app: &App, fields: &mut Fields) -> Result<(Vec<u32>, O
     fields.ignore(&["cache_control", "speed", "user_profile_id", "workspace_id"]);
     let variables = thinking(fields)?;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
-    let variables = if is_demanded { messages::form_variables(app, variables, "tool_choice")? } else { variables };
+    let variables = if is_demanded { messages::form_variables(app, variables) } else { variables };
     let prompt = encode(app, &messages::read_messages(app, list)?, variables, tools.as_ref())?;
     Ok((prompt, tools))
 }

@@ -7,7 +7,7 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
-use crate::server::messages::{encode, form_variables, read_messages};
+use crate::server::messages::{encode, form_variables, read_messages, thinks_beside_forms};
 use crate::server::tools;
 use crate::server::work::{How, Work, read_logprobs};
 use crate::session::GenerateOptions;
@@ -28,7 +28,7 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let messages = list.into_iter().map(renamed).collect::<Result<Vec<Value>, ApiError>>()?;
     let messages = if messages.is_empty() { Vec::new() } else { read_messages(app, messages)? };
     let tools = tools::offered(app, fields.list("tools")?.unwrap_or_default(), None, false)?;
-    let mut asked = read_rest(app, fields, |app, variables| match messages.as_slice() {
+    let mut asked = read_rest(app, fields, false, |app, variables| match messages.as_slice() {
         [] => Ok(None),
         messages => encode(app, messages, variables, tools.as_ref()).map(Some),
     })?;
@@ -46,9 +46,10 @@ pub(super) fn read_generate(app: &App, fields: &mut Fields) -> Result<Asked, Api
     for name in ["suffix", "template", "context", "images"] {
         fields.only(name, is_nothing, "is not supported")?;
     }
-    read_rest(app, fields, |app, variables| {
+    let is_raw = is_raw || app.engine.chat_template().is_none();
+    read_rest(app, fields, is_raw, |app, variables| {
         let Some(prompt) = prompt else { return Ok(None) };
-        if is_raw || app.engine.chat_template().is_none() {
+        if is_raw {
             return Ok(Some(app.engine.text().encode(&prompt, Written::Parsed)?));
         }
         let system = system.map(|system| ChatMessage::new("system", system));
@@ -72,10 +73,11 @@ fn renamed(mut message: Value) -> Result<Value, ApiError> {
     Ok(message)
 }
 
-/// What both kinds of requests may say. `encode` makes the prompt of it, with the variables of the chat template.
+/// What both kinds of requests may say. `encode` makes the prompt of it, with the variables of the chat template; what `is_raw` is no conversation.
 fn read_rest(
     app: &App,
     fields: &mut Fields,
+    is_raw: bool,
     encode: impl FnOnce(&App, serde_json::Map<String, Value>) -> Result<Option<Vec<u32>>, ApiError>,
 ) -> Result<Asked, ApiError> {
     let loras = app.read_loras(fields)?;
@@ -94,15 +96,17 @@ fn read_rest(
         Some(Value::String(_)) => return Err(ApiError::field("format", "must be json or a schema")),
         Some(schema) => Some(Grammar::of_schema(app, "format", schema)?),
     };
-    let variables = if grammar.is_some() { form_variables(app, variables, "format")? } else { variables };
+    let variables = if grammar.is_some() { form_variables(app, variables) } else { variables };
     let n_logprobs = read_logprobs(fields, "logprobs", "top_logprobs")?;
     let mut how = match fields.value("options") {
         Some(options) => read_options(app, Fields::of_value(options, "options")?)?,
         None => How::checked(app, 1, &SamplingFlags::default(), None, GenerateOptions::default())?,
     };
-    // What has a form is all answer.
-    let splits_reasoning = grammar.is_none();
-    how.grammar = grammar;
+    let splits_reasoning = grammar.is_none() || (!is_raw && thinks_beside_forms(app));
+    how.grammar = match grammar {
+        Some(grammar) if !is_raw => Some(grammar.in_conversation(app, "format")?),
+        grammar => grammar,
+    };
     how.loras = loras;
     how.options.n_logprobs = n_logprobs;
     fields.ignore_rest();

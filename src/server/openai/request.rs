@@ -50,11 +50,10 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let mut common = Common::read(app, fields)?;
     common.how.options.n_logprobs = n_logprobs;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
-    let form = if is_demanded { "tool_choice" } else { "response_format or grammar" };
-    let variables = if grammar.is_some() || is_demanded { messages::form_variables(app, variables, form)? } else { variables };
-    common.how.grammar = grammar;
-    // What has a form is all answer, even where the template has opened the reasoning.
-    let splits_reasoning = common.how.grammar.is_none() && !is_demanded;
+    let has_form = grammar.is_some() || is_demanded;
+    let variables = if has_form { messages::form_variables(app, variables) } else { variables };
+    common.how.grammar = grammar.map(|grammar| grammar.in_conversation(app, "response_format or grammar")).transpose()?;
+    let splits_reasoning = !has_form || messages::thinks_beside_forms(app);
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     common.how.offer(app, tools)?;
     common.asked(app, vec![prompt], splits_reasoning)

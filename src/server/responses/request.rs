@@ -6,7 +6,7 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
-use crate::server::messages::{effort_variables, encode, form_variables, read_messages};
+use crate::server::messages::{effort_variables, encode, form_variables, read_messages, thinks_beside_forms};
 use crate::server::tools;
 use crate::server::work::{How, Work, sampling_flags};
 use crate::session::GenerateOptions;
@@ -55,8 +55,9 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     let grammar = read_text(app, fields)?;
     let mut variables = read_reasoning(fields)?;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
-    if grammar.is_some() || is_demanded {
-        variables = form_variables(app, variables, if is_demanded { "tool_choice" } else { "text.format" })?;
+    let has_form = grammar.is_some() || is_demanded;
+    if has_form {
+        variables = form_variables(app, variables);
     }
     let flags = sampling_flags(app, fields)?;
     let max_tokens = fields.count("max_output_tokens")?.map(|most| most as usize);
@@ -68,9 +69,9 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     fields.ignore(&HARMLESS);
     let mut how = How::checked(app, 1, &flags, None, GenerateOptions { max_tokens, ..GenerateOptions::default() })?;
     complete(&mut echo, &how.sampling);
-    how.grammar = grammar;
+    how.grammar = grammar.map(|grammar| grammar.in_conversation(app, "text.format")).transpose()?;
     how.loras = loras;
-    let splits_reasoning = how.grammar.is_none() && !is_demanded;
+    let splits_reasoning = !has_form || thinks_beside_forms(app);
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     how.offer(app, tools)?;
     Ok(Asked { work: Work::new(app, vec![prompt], how, splits_reasoning)?, is_streamed, echo })

@@ -11,10 +11,20 @@ use serde_json::{Map, Value, json};
 use super::{CallBody, Tools};
 use crate::error::Result;
 use crate::text::forms::{FormVocabulary, copied, failed, keep_allowed, locked};
-use crate::text::{Candidate, Constraint, FormError, Special, Tokenizer};
+use crate::text::{AnswerForm, Candidate, Constraint, FormError, Special, Tokenizer};
 
 /// What calls must be in all answers of a request.
-pub struct CallGrammar {
+pub struct CallGrammar(Rules);
+
+enum Rules {
+    /// Behind marks.
+    Marked(Box<Marked>),
+    /// Messages to functions.
+    InChannels(AnswerForm),
+}
+
+/// What calls behind marks must be.
+struct Marked {
     /// Of the calls behind one mark, at their beginning.
     body: Mutex<Matcher>,
     environment: TokEnv,
@@ -59,6 +69,9 @@ impl CallGrammar {
         tools: &Tools,
     ) -> std::result::Result<Option<CallGrammar>, (&'static str, FormError)> {
         let (format, is_demanded) = (&tools.format, tools.is_demanded());
+        if format.body == CallBody::Message {
+            return in_channels(forms, tools).map(|form| Some(CallGrammar(Rules::InChannels(form))));
+        }
         let has_rules = matches!(format.body, CallBody::Object | CallBody::List | CallBody::Named);
         // Where no mark begins calls, an answer that begins like one may be another answer.
         if !has_rules || (format.begin.is_empty() && !is_demanded) {
@@ -82,18 +95,42 @@ impl CallGrammar {
             tokens.extend(tokenizer.eos_tokens().first());
             Ok(tokens)
         };
-        Ok(Some(CallGrammar {
+        Ok(Some(CallGrammar(Rules::Marked(Box::new(Marked {
             environment: body.tok_env().map_err(|error| unsupported(error.to_string()))?,
             body: Mutex::new(body),
             opening: if is_demanded { Some(tokens(&opening_text)?) } else { None },
             closing: if tools.is_single { Some(closing()?) } else { None },
             marks: special_marks(tokenizer, format.begin),
             trigger: opening_text.into_bytes(),
-        }))
+        })))))
     }
 
     /// The rules for an answer.
-    pub fn constraint(&self) -> Box<dyn Constraint> {
+    ///
+    /// # Errors
+    /// Where there are too many ways to begin one.
+    pub fn constraint(&self) -> Result<Box<dyn Constraint>> {
+        match &self.0 {
+            Rules::Marked(marked) => Ok(marked.constraint()),
+            Rules::InChannels(form) => form.constraint(),
+        }
+    }
+}
+
+/// The rules for messages to functions. A schema that the grammar cannot follow is left to the model.
+fn in_channels(forms: &FormVocabulary, tools: &Tools) -> std::result::Result<AnswerForm, (&'static str, FormError)> {
+    let form_of = |function: &Map<String, Value>| {
+        let name = function["name"].as_str().unwrap_or_default().to_owned();
+        let arguments = forms.json(function["parameters"].clone()).or_else(|_| forms.json(json!({ "type": "object" })));
+        arguments.map(|form| (name, form)).map_err(|error| ("tools", error))
+    };
+    let functions = tools.allowed().map(form_of).collect::<std::result::Result<_, _>>()?;
+    let field = if tools.is_demanded() { "tool_choice" } else { "tools" };
+    forms.calls_in_channels(functions, tools.is_demanded()).map_err(|error| (field, error))
+}
+
+impl Marked {
+    fn constraint(&self) -> Box<dyn Constraint> {
         let state = match &self.opening {
             Some(tokens) if tokens.is_empty() => State::Inside(Box::new(copied(&self.body))),
             Some(tokens) => State::Opening(tokens.clone()),

@@ -1,5 +1,6 @@
 //! `tierflow serve`, asked over HTTP.
 
+mod channels;
 pub mod client;
 mod embeddings;
 mod forms;

@@ -1,7 +1,7 @@
 //! What answers are held to: a form, or tools that may be called.
 
 use serde_json::Value;
-use tierflow::text::{CallGrammar, Constraint, FormVocabulary, FormWish, Gbnf, ToolChoice, Tools};
+use tierflow::text::{CallGrammar, Constraint, FormVocabulary, FormWish, Gbnf, ReasoningFormat, ToolChoice, Tools};
 use tierflow::{Engine, Error};
 
 use crate::error::invalid;
@@ -21,9 +21,13 @@ pub fn take_form(fields: &mut Fields) -> Result<Option<FormWish>, Error> {
     Ok(first)
 }
 
-/// The rules of a form for one answer.
-pub fn constraint_of_form(wish: &FormWish, forms: &FormVocabulary, engine: &Engine) -> Result<Box<dyn Constraint>, Error> {
-    let form = forms.form(wish.clone(), engine.text().reasoning_format());
+/// The rules of a form for one answer of a model that writes its reasoning like this.
+pub fn constraint_of_form(
+    wish: &FormWish,
+    forms: &FormVocabulary,
+    reasoning: Option<ReasoningFormat>,
+) -> Result<Box<dyn Constraint>, Error> {
+    let form = forms.form(wish.clone(), reasoning);
     form.map_err(|error| invalid(wish.field(), error.to_string()))?.constraint()
 }
 
@@ -58,5 +62,5 @@ impl ToolWish {
 /// The rules for calls of `tools`, where there are some for the way in which the model calls.
 pub fn constraint_of_calls(tools: &Tools, forms: &FormVocabulary, engine: &Engine) -> Result<Option<Box<dyn Constraint>>, Error> {
     let rules = CallGrammar::new(forms, engine.tokenizer(), tools);
-    Ok(rules.map_err(|(field, error)| invalid(field, error.to_string()))?.map(|rules| rules.constraint()))
+    rules.map_err(|(field, error)| invalid(field, error.to_string()))?.map(|rules| rules.constraint()).transpose()
 }

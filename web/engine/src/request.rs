@@ -96,17 +96,21 @@ impl Request {
     pub fn asked(&self, forms: &OnceCell<FormVocabulary>, engine: &Engine) -> Result<Asked, Error> {
         let tools = self.tools.offered(engine)?;
         let vocabulary = || forms.get_or_init(|| FormVocabulary::new(engine.tokenizer().cloned()));
+        // A prompt as it is has no channels.
+        let is_raw = self.raw || engine.chat_template().is_none();
+        let reasoning = engine.text().reasoning_format().filter(|_| !is_raw);
         let constraint = match (&self.form, &tools) {
             (None, None) => None,
-            (Some(form), None) => Some(constraint_of_form(form, vocabulary(), engine)?),
+            (Some(form), None) => Some(constraint_of_form(form, vocabulary(), reasoning)?),
             (None, Some(tools)) => constraint_of_calls(tools, vocabulary(), engine)?,
             (Some(_), Some(_)) => return Err(invalid("tools", "cannot be combined with a form of the answer")),
         };
         let calls = tools.as_ref().map(|tools| ToolSplitter::new(tools.format, tools.list.clone(), engine.tokenizer()));
         // What is held to the rules of calls is sure to become one.
         let calls = if constraint.is_some() { calls.map(ToolSplitter::telling_pieces) } else { calls };
-        // What has a form is all answer, even where the template has opened the reasoning.
-        let is_held = self.form.is_some() || tools.as_ref().is_some_and(Tools::is_demanded);
+        // What has a form is all answer, even where the template has opened the reasoning, unless the model thinks beside it, in a channel.
+        let in_channels = reasoning == Some(ReasoningFormat::Channels);
+        let is_held = !in_channels && (self.form.is_some() || tools.as_ref().is_some_and(Tools::is_demanded));
         let (prompt, splitter) = self.prompt(engine, tools.as_ref(), is_held)?;
         let splitter = if is_held { ReasoningSplitter::new(None) } else { splitter };
         let splitter = if tools.is_some() { splitter.telling_calls() } else { splitter };
