@@ -83,6 +83,7 @@ export class SharedLine {
     await new Promise((resolve, reject) => {
       const hold = () => {
         resolve();
+        if (signal.aborted) return undefined;
         return new Promise((leave) => signal.addEventListener('abort', leave, { once: true }));
       };
       navigator.locks.request(`${this.#base}/${this.#tab}`, hold).catch(reject);

@@ -170,6 +170,25 @@ test('an engine that is closed leaves the worker to the others, and the last one
   assert.equal(await ask(first), expected);
 });
 
+test('an engine that is closed in the turn in which it asks leaves no lock and no worker', async () => {
+  const page = await blank(browser);
+  const name = await page.evaluate(async () => {
+    const { Engine } = await import(new URL('../index.js', location.href).href);
+    const engine = new Engine({ shared: 'short-lived' });
+    const asked = engine.devices().then(() => 'answered', ({ name }) => name);
+    engine.close();
+    const isLeft = async () => {
+      const { held, pending } = await navigator.locks.query();
+      return [...held, ...pending].some(({ name }) => name.includes('short-lived'));
+    };
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    while (await isLeft()) await new Promise((resolve) => setTimeout(resolve, 50));
+    return asked;
+  });
+  assert.equal(name, 'AbortError');
+  assert.equal(nWorkers(page), 0);
+});
+
 test('a worker that fails is followed by another', async () => {
   const first = await tab();
   const second = await tab();
