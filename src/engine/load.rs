@@ -49,14 +49,12 @@ impl Prepared {
         }
         let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
-        if let Some(profile) = &self.options.expert_profile {
-            executors.warm_experts(profile)?;
-        }
+        executors.warm_experts(self.options.expert_profile.as_deref())?;
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new(), later_rows: None });
         let known_halves = HashMap::new();
         let timings = Timings::default();
-        Ok(Engine { model, executors, cached, known_halves, store, lora_scales, draft: None, timings, later: None })
+        Ok(Engine { model, executors, cached, known_halves, store, lora_scales, draft: None, timings, n_since_adapted: 0, later: None })
     }
 
     /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.

@@ -3,6 +3,7 @@
 mod draft_model;
 mod drafts;
 mod embed;
+mod experts;
 mod inspection;
 mod later;
 mod learn;
@@ -12,7 +13,7 @@ mod sequence_file;
 mod split;
 mod text;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,10 +24,10 @@ use crate::device::Device;
 use crate::error::{Error, Result, Setting};
 use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
-use crate::plan::{ExpertProfile, ForwardSize, Plan, Workload, expert_shape};
+use crate::plan::{ForwardSize, Plan, Workload};
 use crate::platform::clock::Instant;
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, ExpertStatistics, GpuExecutor, Halves, Logits, Store, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Halves, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub(crate) use draft_model::DraftWish;
@@ -54,6 +55,8 @@ pub struct Engine {
     draft: Option<Box<DraftModel>>,
     /// Of forwards of few tokens, where something drafts.
     timings: Timings,
+    /// Forwards of few tokens since the expert caches were last looked at.
+    n_since_adapted: usize,
     /// What computes the layers behind its own, where it has the first stage of a model.
     later: Option<Box<dyn LaterStages>>,
     /// Dropped last: who sees it gone knows that the memory is given back.
@@ -168,6 +171,7 @@ impl Engine {
             let recovered = stream::recover(&self.model.prepared.schedule, &mut self.executors).await;
             recovered.map_err(|error| self.executors.cause_of(error))?;
         }
+        self.adapt_experts(batch.workload())?;
         self.cached.begin(batch);
         let begin = Instant::now();
         let logits = match self.later {
@@ -280,42 +284,6 @@ impl Engine {
     pub fn loss_of(&self, device: Device) -> Option<impl FnOnce() + Send + 'static> {
         let lost = self.executors.gpus().find(|(own, _)| *own == device).map(|(_, gpu)| gpu.device.clone());
         lost.map(|lost| move || lost.destroy())
-    }
-
-    /// What the expert caches of all adapters were asked for so far.
-    pub fn expert_statistics(&self) -> ExpertStatistics {
-        self.expert_statistics_of_layers().into_iter().map(|(_, statistics)| statistics).sum()
-    }
-
-    /// The same of each layer whose experts pass through a cache, by the name of its unit, in order.
-    pub fn expert_statistics_of_layers(&self) -> Vec<(&str, ExpertStatistics)> {
-        let plan = self.plan();
-        let of_caches = self.executors.devices().iter().filter_map(|(_, executor)| executor.gpu());
-        let of_chunks: BTreeMap<usize, ExpertStatistics> = of_caches.flat_map(GpuExecutor::expert_statistics).collect();
-        let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.as_str();
-        of_chunks.into_iter().map(|(chunk, statistics)| (name(chunk), statistics)).collect()
-    }
-
-    /// Which experts tokens took so far, here and in the profile that it began with, of layers whose experts pass through a cache; `None`
-    /// where none do.
-    pub fn expert_profile(&self) -> Option<ExpertProfile> {
-        let (plan, model) = (self.plan(), &self.model.prepared.model);
-        let mut layers: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for (device, executor) in self.executors.devices() {
-            let Some(executor) = executor.gpu() else { continue };
-            for chunk in plan.cached_on(*device) {
-                let n_experts = expert_shape(&plan.chunks[chunk], model).map_or(0, |shape| shape.n_experts);
-                layers.insert(chunk, vec![0.0; n_experts]);
-            }
-            for ((chunk, expert), times) in executor.expert_times() {
-                if let Some(of_expert) = layers.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
-                    *of_expert = times;
-                }
-            }
-        }
-        let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.clone();
-        let named: BTreeMap<String, Vec<f64>> = layers.into_iter().map(|(chunk, times)| (name(chunk), times)).collect();
-        (!named.is_empty()).then(|| ExpertProfile::new(named))
     }
 
     /// Bind groups and pipelines that were made so far for each adapter that computes.

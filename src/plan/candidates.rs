@@ -23,7 +23,7 @@ use crate::plan::scorer::{ForwardKind, Scorer};
 use crate::plan::search::{EFFORT, Search};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
-use crate::plan::{HostLayers, Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
+use crate::plan::{ExpertMisses, HostLayers, Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -109,9 +109,30 @@ fn caching(site: &Site<'_>, budgets: &[Bytes]) -> Vec<Candidate> {
     }
     let of_adapter = |worker: usize| {
         let made = in_some_host_room(site, worker, budgets, |room| expert_placements::cached(site, worker, room)).ok()??;
-        is_allowed(site, &made.plan).then_some(made)
+        is_allowed(site, &made.plan).then(|| best_split(site, worker, made, budgets))
     };
     adapters(site).filter_map(of_adapter).collect()
+}
+
+/// The same plan with as many whole layers in its expert cache as are predicted to be the fastest.
+fn best_split(site: &Site<'_>, worker: usize, made: Candidate, budgets: &[Bytes]) -> Candidate {
+    let device = site.workers[worker].device;
+    let Some(cache) = made.plan.expert_cache(device) else { return made };
+    let profile = site.options.expert_profile.as_deref();
+    let split = |n_whole: usize| {
+        let plan = made.plan.with_expert_cache(device, cache.split(n_whole, profile)?);
+        Some((n_whole, secs_of(site, &plan)))
+    };
+    let faster = |best: (usize, f64), next: (usize, f64)| if next.1 < best.1 * (1.0 - 1e-6) { next } else { best };
+    let Some((n_whole, _)) = cache.splits().filter_map(split).reduce(faster).filter(|(n_whole, _)| *n_whole > 0) else { return made };
+    let mut placements = placements_of(&made.plan);
+    placements.iter_mut().filter_map(|placement| placement.expert_misses.as_mut()).for_each(|misses| {
+        *misses = ExpertMisses { n_whole, hit_percent: None, ..*misses };
+    });
+    match site.placed(&placements, budgets) {
+        Ok((shape, plan)) => Candidate { secs: secs_of(site, &plan), plan, shape },
+        Err(_) => made,
+    }
 }
 
 /// The plan by which the host computes the experts of `layers`.

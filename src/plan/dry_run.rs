@@ -9,6 +9,7 @@ use crate::device::{Device, DeviceSpec, Origin};
 use crate::model::{Model, Op};
 use crate::plan::costs::{DeviceCosts, MachineCosts, Workload, hidden_bytes};
 use crate::plan::expert_cache::{cached_shapes, expert_products, missed_bytes};
+use crate::plan::expert_misses::HOST_MISS_TOKENS;
 use crate::plan::schedule::{Schedule, Step};
 use crate::plan::{Chunk, Plan, UnitWork, UploadPath, Work};
 use crate::units::Bytes;
@@ -151,7 +152,7 @@ impl<'a> Predictor<'a> {
             let device = self.plan.executor(index);
             let executor = self.executors.iter().position(|other| *other == device).unwrap_or(0); // All of them are listed.
             if chunk.is_cached {
-                return self.cached_cost(chunk, (executor, device), hit_rates[executor], workload);
+                return self.cached_cost((index, chunk), (executor, device), hit_rates[executor], workload);
             }
             let upload = self.plan.ring(device).map_or(UploadPath::Staged, |ring| ring.upload);
             ChunkCost {
@@ -162,6 +163,7 @@ impl<'a> Predictor<'a> {
                 moved_bytes: chunk.stored_bytes(),
                 fetched_bytes: chunk.stored_bytes(),
                 host_secs: 0.0,
+                is_whole: false,
             }
         };
         let chunks = self.plan.chunks.iter().enumerate().map(cost).collect();
@@ -169,8 +171,18 @@ impl<'a> Predictor<'a> {
     }
 
     /// The costs of a chunk whose experts are cached, with this share of hits.
-    fn cached_cost(&self, chunk: &Chunk, (executor, device): (usize, Device), hit_rate: f64, workload: Workload) -> ChunkCost {
+    fn cached_cost(
+        &self,
+        (index, chunk): (usize, &Chunk),
+        (executor, device): (usize, Device),
+        hit_rate: f64,
+        workload: Workload,
+    ) -> ChunkCost {
         let costs = self.machine.of(device);
+        // Which layers are whole changes nothing here.
+        let n_whole = self.plan.expert_cache(device).map_or(0, |cache| cache.misses.n_whole);
+        let is_whole = self.plan.cached_on(device).take(n_whole).any(|whole| whole == index);
+        let hit_rate = if is_whole { 1.0 } else { hit_rate };
         let missed = missed_bytes(chunk, self.model, workload.n_tokens, hit_rate);
         let host_share = self.plan.expert_cache(device).map_or(0.0, |cache| cache.misses.host_share(workload.n_tokens));
         let on_host = (1.0 - hit_rate) * host_share;
@@ -187,6 +199,7 @@ impl<'a> Predictor<'a> {
             moved_bytes,
             fetched_bytes: missed,
             host_secs: on_host * experts_secs(self.machine.of(Device::Cpu)),
+            is_whole: is_whole && workload.n_tokens <= HOST_MISS_TOKENS,
         }
     }
 
@@ -257,6 +270,8 @@ pub(super) struct ChunkCost {
     pub(super) fetched_bytes: Bytes,
     /// Seconds in which the host computes with experts that are left to it, beside the executor.
     pub(super) host_secs: f64,
+    /// Whether all its experts are cached, so that nobody asks which ones tokens take.
+    pub(super) is_whole: bool,
 }
 
 /// What it takes to compute a batch, or half of one.
@@ -444,6 +459,9 @@ impl<'a> DryRun<'a> {
     /// while the host computes with those that are left to it.
     fn compute_cached(&mut self, chunk: usize) {
         let (now, disk_free, cost) = (self.now, self.disk_free, self.parts[0].chunks[chunk]);
+        if cost.is_whole {
+            return self.compute(0, chunk, 0.0, false);
+        }
         let request_secs = if cost.fetch_secs > 0.0 { self.machine.disk().request_secs() } else { 0.0 };
         let own = &mut self.devices[cost.executor];
         own.submit();

@@ -14,8 +14,11 @@ use crate::plan::{ExpertMisses, ExpertProfile, Plan};
 use crate::units::Bytes;
 
 /// How much more often than by chance experts are found, before it is known of a model: hits of a cache that has a share `f` of all experts
-/// are taken as 1 − (1 − f) to this power, 0.70 of a third. Tokens of published models find 0.85 to 0.93 with a third.
-const REUSE: i32 = 3;
+/// are taken as 1 − (1 − f) to this power, 0.87 of a third. Tokens of published models find 0.85 to 0.93 with a third.
+const REUSE: i32 = 5;
+
+/// Splits of a cache between whole layers and single experts that are compared, besides that with no whole layer.
+const N_SPLITS: usize = 8;
 
 /// Whether experts may pass through a cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,9 +65,13 @@ pub struct ExpertCachePlan {
     pub slot_bytes: Bytes,
     /// Slots that share a buffer, at most: as many as one binding shows.
     pub block_slots: usize,
-    /// Bytes of the table that says which experts of a layer are in one buffer: one u32 for each expert.
+    /// Bytes of the tables that say which experts are in one buffer, one of each layer: one u32 for each expert.
     pub table_bytes: Bytes,
-    /// Experts of all layers that pass through it.
+    /// Layers whose experts pass through it.
+    pub n_layers: usize,
+    /// Experts of a layer, the most of all of them.
+    pub layer_experts: usize,
+    /// Experts of all these layers.
     pub n_experts: usize,
     /// Of them, those that a token takes.
     pub n_used: usize,
@@ -95,16 +102,62 @@ impl ExpertCachePlan {
         let most = limits.max_binding_bytes.min(limits.max_buffer_bytes).min(Bytes(u64::from(u32::MAX)));
         let block_slots = usize::try_from(most.0.checked_div(slot_bytes.0)?).ok()?;
         let n_experts = shapes.iter().map(|shape| shape.n_experts).sum();
-        let table_bytes = Bytes(4 * shapes.iter().map(|shape| shape.n_experts).max()? as u64).align_up(SLICE_ALIGNMENT);
+        let layer_experts = shapes.iter().map(|shape| shape.n_experts).max()?;
+        let (n_layers, table_bytes) = (shapes.len(), shapes.iter().map(ExpertShape::table_bytes).sum());
         let n_used = shapes.iter().map(|shape| shape.n_used).sum();
-        let of = |n_slots: usize| ExpertCachePlan { n_slots, slot_bytes, block_slots, table_bytes, n_experts, n_used, misses };
+        let of = |n_slots: usize| ExpertCachePlan {
+            n_slots,
+            slot_bytes,
+            block_slots,
+            table_bytes,
+            n_layers,
+            layer_experts,
+            n_experts,
+            n_used,
+            misses,
+        };
         let block = of(block_slots).size_bytes();
         let (n_whole, rest) = (room.0.checked_div(block.0)?, room.0 % block.0);
         let n_more = rest.saturating_sub(table_bytes.0) / slot_bytes.0;
         let n_slots = usize::try_from(n_whole).ok()?.saturating_mul(block_slots).saturating_add(n_more as usize).min(n_experts);
         let least = shapes.iter().map(|shape| shape.n_used).max()?;
-        let hit_percent = misses.hit_percent.or_else(|| profile?.hit_percent(n_slots));
-        (block_slots > 0 && n_slots >= least).then(|| ExpertCachePlan { misses: ExpertMisses { hit_percent, ..misses }, ..of(n_slots) })
+        let made = of(n_slots);
+        let has_room = block_slots > 0 && misses.n_whole <= n_layers && made.n_shared_slots() >= least.min(made.n_shared_experts());
+        let made = has_room.then_some(made)?;
+        Some(match profile {
+            Some(profile) if misses.hit_percent.is_none() => made.as_seen(profile),
+            _ => made,
+        })
+    }
+
+    /// The same with so many whole layers, and with hits as `profile` has them; `None` where it has no room for them.
+    pub(crate) fn split(&self, n_whole: usize, profile: Option<&ExpertProfile>) -> Option<ExpertCachePlan> {
+        let split = ExpertCachePlan { misses: ExpertMisses { n_whole, ..self.misses }, ..*self };
+        let least = self.n_used.div_ceil(self.n_layers.max(1));
+        let has_room = n_whole <= self.n_layers && split.n_shared_slots() >= least.min(split.n_shared_experts());
+        has_room.then(|| profile.map_or(split, |profile| split.as_seen(profile)))
+    }
+
+    /// Numbers of whole layers that are worth comparing: none, and more and more until there is no room.
+    pub(crate) fn splits(&self) -> impl Iterator<Item = usize> + '_ {
+        let most = self.n_slots.checked_div(self.layer_experts).unwrap_or(0).min(self.n_layers);
+        (0..=N_SPLITS).map(move |part| most * part / N_SPLITS)
+    }
+
+    /// The same with hits as `profile` has them.
+    fn as_seen(self, profile: &ExpertProfile) -> ExpertCachePlan {
+        let hit_percent = profile.hit_percent(self.misses.n_whole, self.n_shared_slots()).or(self.misses.hit_percent);
+        ExpertCachePlan { misses: ExpertMisses { hit_percent, ..self.misses }, ..self }
+    }
+
+    /// Slots for the experts of layers that are not whole.
+    pub fn n_shared_slots(&self) -> usize {
+        self.n_slots.saturating_sub(self.misses.n_whole.saturating_mul(self.layer_experts))
+    }
+
+    /// Experts of layers that are not whole.
+    fn n_shared_experts(&self) -> usize {
+        self.n_experts.saturating_sub(self.misses.n_whole.saturating_mul(self.layer_experts))
     }
 
     /// Bytes of all of it.
@@ -125,22 +178,26 @@ impl ExpertCachePlan {
         })
     }
 
-    /// The share of a forward's experts that is expected to be in it, where the forward takes `n_taken` experts of all layers together.
+    /// The share of a forward's experts that is expected to be in it, of layers that are not whole, where the forward takes `n_taken`
+    /// experts of all layers together.
     pub(super) fn hit_rate(&self, n_taken: f64) -> f64 {
-        if self.n_slots >= self.n_experts {
+        let (n_slots, n_experts) = (self.n_shared_slots(), self.n_shared_experts());
+        if n_slots >= n_experts {
             return 1.0;
         }
+        let n_taken = n_taken * self.n_layers.saturating_sub(self.misses.n_whole) as f64 / self.n_layers.max(1) as f64;
         // What takes more than there is room for has replaced all before it comes back to the first layer.
-        if n_taken > self.n_slots as f64 + 0.5 {
+        if n_taken > n_slots as f64 + 0.5 {
             return 0.0;
         }
         match self.misses.hit_percent {
             Some(percent) => f64::from(percent) / 100.0,
-            None => 1.0 - (1.0 - self.n_slots as f64 / self.n_experts as f64).powi(REUSE),
+            None => 1.0 - (1.0 - n_slots as f64 / n_experts as f64).powi(REUSE),
         }
     }
 
-    /// The share of a token's experts that is expected to be in it, as runs before have shown it or as is assumed.
+    /// The share of a token's experts that is expected to be in it, of layers that are not whole, as runs before have shown it or as is
+    /// assumed.
     pub fn expected_hit_rate(&self) -> f64 {
         self.hit_rate(self.n_used as f64)
     }
@@ -160,6 +217,11 @@ pub(crate) struct ExpertShape {
 }
 
 impl ExpertShape {
+    /// Bytes of the table that says which of its experts are in a buffer.
+    pub(crate) fn table_bytes(&self) -> Bytes {
+        Bytes(self.n_experts as u64 * 4).align_up(SLICE_ALIGNMENT)
+    }
+
     /// Experts that a forward of `n_tokens` takes, of tokens that choose independently.
     pub(super) fn n_taken(&self, n_tokens: usize) -> f64 {
         let (n_experts, share) = (self.n_experts as f64, self.n_used as f64 / self.n_experts.max(1) as f64);

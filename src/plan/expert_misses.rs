@@ -60,7 +60,7 @@ impl FromStr for ExpertMissRule {
     }
 }
 
-/// How the experts of few tokens that are missing in a cache are shared out.
+/// What is missing in a cache, and how the experts of few tokens that are missing are shared out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertMisses {
     /// Percent of them that the host computes with; the others are uploaded.
@@ -68,6 +68,14 @@ pub struct ExpertMisses {
     /// Percent of a token's experts that are expected to be there, where runs before have shown it; else it is assumed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hit_percent: Option<u8>,
+    /// Layers all of whose experts stay in the cache: nothing is ever missing there, and few tokens are computed without asking which
+    /// experts they take.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_whole: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl ExpertMisses {
@@ -79,7 +87,7 @@ impl ExpertMisses {
             ExpertMissRule::Auto if host_may_compute => balanced_percent(site, worker),
             ExpertMissRule::Auto | ExpertMissRule::Upload => 0,
         };
-        ExpertMisses { host_percent, hit_percent: None }
+        ExpertMisses { host_percent, ..ExpertMisses::default() }
     }
 
     /// Whether any are left to the host.
@@ -180,7 +188,7 @@ mod tests {
 
     #[test]
     fn uploads_end_when_the_host_ends() {
-        let of = |host_percent: u8| ExpertMisses { host_percent, hit_percent: None };
+        let of = |host_percent: u8| ExpertMisses { host_percent, ..ExpertMisses::default() };
         assert_eq!([0, 1, 8].map(|n_missing| of(0).n_uploaded(n_missing)), [0, 1, 8], "all are uploaded");
         assert_eq!([0, 1, 8].map(|n_missing| of(100).n_uploaded(n_missing)), [0, 0, 0], "none is");
         // An upload takes three times as long as a product on the host.
@@ -190,7 +198,7 @@ mod tests {
 
     #[test]
     fn forwards_of_many_tokens_leave_nothing_to_the_host() {
-        let misses = ExpertMisses { host_percent: 60, hit_percent: None };
+        let misses = ExpertMisses { host_percent: 60, ..ExpertMisses::default() };
         assert_eq!([1, HOST_MISS_TOKENS, HOST_MISS_TOKENS + 1].map(|n_tokens| misses.host_share(n_tokens)), [0.6, 0.6, 0.0]);
     }
 }

@@ -49,6 +49,7 @@ pub(crate) use expert_cache::{ExpertShape, expert_products, expert_shape};
 pub use expert_misses::{ExpertMissRule, ExpertMisses};
 pub(crate) use expert_misses::{HOST_MISS_TOKENS, host_steps, host_vectors, values_of_experts};
 pub use expert_profile::ExpertProfile;
+pub(crate) use expert_profile::most_even;
 pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
@@ -378,6 +379,13 @@ impl Plan {
     /// What is planned for `device`.
     pub fn device(&self, device: Device) -> Option<&DevicePlan> {
         self.devices.iter().find(|plan| plan.device == device)
+    }
+
+    /// The same plan with this in place of the expert cache of `device`.
+    pub(crate) fn with_expert_cache(&self, device: Device, cache: ExpertCachePlan) -> Plan {
+        let mut plan = self.clone();
+        plan.devices.iter_mut().filter(|own| own.device == device).for_each(|own| own.expert_cache = Some(cache));
+        plan
     }
 
     /// The expert cache of `device`; `None` where it has none.

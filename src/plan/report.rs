@@ -148,8 +148,12 @@ fn cache_of(device: &DevicePlan) -> String {
         0 => String::new(),
         percent => format!("; of the others, the host computes {percent} %"),
     };
+    let (whole, those) = match cache.misses.n_whole {
+        0 => (String::new(), "those"),
+        n_whole => (format!(", all of {n_whole} of {} layers", cache.n_layers), "the others"),
+    };
     format!(
-        "expert cache {bytes}: {} of {} experts, {found:.0} % of those that a token takes {how} there{on_host}",
+        "expert cache {bytes}: {} of {} experts{whole}, {found:.0} % of {those} that a token takes {how} there{on_host}",
         cache.n_slots, cache.n_experts
     )
 }

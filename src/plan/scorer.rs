@@ -290,6 +290,7 @@ impl<'a> Scorer<'a> {
             moved_bytes: bytes,
             fetched_bytes: bytes,
             host_secs: 0.0,
+            is_whole: false,
         }
     }
 

@@ -70,7 +70,7 @@ pub(crate) use terminal::take_stdout_apart;
 pub use text_file::{decode_text, read_text};
 #[cfg(not(target_arch = "wasm32"))]
 pub use threads::among_n_threads;
-pub use threads::{block_on, n_compute_threads, start_threads};
+pub use threads::{Readers, block_on, n_compute_threads, start_threads};
 pub use turn::Turns;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use write::check_folder;

@@ -67,6 +67,36 @@ pub fn among_n_threads<R: Send>(n_threads: usize, work: impl FnOnce() -> R + Sen
     Ok(pool.install(work))
 }
 
+/// Threads that wait for disks, beside those that compute: a disk is fast only when it is asked for several things at once.
+#[derive(Debug, Default)]
+pub struct Readers {
+    #[cfg(not(target_arch = "wasm32"))]
+    pool: Option<rayon::ThreadPool>,
+}
+
+impl Readers {
+    /// Starts as many as the system gives of `n_threads`; where it gives none, and in a browser, whoever reads does it alone.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn start(n_threads: usize) -> Readers {
+        Readers { pool: pool::of(n_threads).inspect_err(|reason| tracing::warn!("threads that read: {reason}")).ok() }
+    }
+
+    /// The one thread there is reads.
+    #[cfg(target_arch = "wasm32")]
+    pub fn start(_n_threads: usize) -> Readers {
+        Readers::default()
+    }
+
+    /// Runs `read`, whose parallel iterators are shared out among these threads.
+    pub fn run<R: Send>(&self, read: impl FnOnce() -> R + Send) -> R {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Some(pool) = &self.pool {
+            return pool.install(read);
+        }
+        read()
+    }
+}
+
 /// Polls the future on this thread, which sleeps while it waits.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(std::thread::Thread);

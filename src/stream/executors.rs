@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
-use crate::plan::{ExpertProfile, KvDType, Plan};
+use crate::plan::{ExpertCachePlan, ExpertProfile, KvDType, Plan};
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -101,18 +101,32 @@ impl Executors {
         self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
     }
 
-    /// Brings the experts to each device's cache that `profile` says were taken most often.
+    /// Brings the experts of whole layers to each device's cache, and those that `profile` says were taken most often.
     ///
     /// # Errors
     /// Those of reading and of the adapters.
-    pub fn warm_experts(&mut self, profile: &ExpertProfile) -> Result<()> {
+    pub fn warm_experts(&mut self, profile: Option<&ExpertProfile>) -> Result<()> {
         for (device, executor) in &mut self.devices {
             let DeviceExecutor::Gpu(gpu) = executor else { continue };
             let of_chunk = |chunk: usize| {
-                let times = profile.times(&self.plan.units[self.plan.chunks[chunk].unit()].name);
+                let name = &self.plan.units[self.plan.chunks[chunk].unit()].name;
+                let times = profile.map(|profile| profile.times(name)).unwrap_or_default();
                 times.iter().enumerate().map(move |(expert, times)| ((chunk, expert), *times))
             };
             gpu.warm_experts(self.plan.cached_on(*device).flat_map(of_chunk).collect())?;
+        }
+        Ok(())
+    }
+
+    /// Splits the expert cache of `device` as `cache` says, which has the hits that were seen.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    pub(crate) fn split_experts(&mut self, device: Device, cache: ExpertCachePlan) -> Result<()> {
+        for (own, executor) in &mut self.devices {
+            if let (true, DeviceExecutor::Gpu(gpu)) = (*own == device, executor) {
+                gpu.split_experts(cache)?;
+            }
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::kernels::Binding;
 use crate::kernels::expert_matmul::NO_SLOT;
 use crate::plan::{ExpertCacheBlock, ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS};
+use crate::platform::Readers;
 use crate::stream::{Lane, Reserved, SlotPolicy, SlotPool, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -74,6 +75,10 @@ pub(super) struct ExpertCache {
     plan: ExpertCachePlan,
     pool: SlotPool<Key>,
     blocks: Vec<Block>,
+    /// Where the table of each chunk is in the tables of a buffer.
+    tables: BTreeMap<usize, (u64, Bytes)>,
+    /// Chunks all of whose experts are here and stay, with their slots.
+    whole: BTreeMap<usize, Vec<usize>>,
     /// Slots that are pinned: those in use, and those that are being filled.
     in_use: Vec<usize>,
     filling: Vec<usize>,
@@ -81,6 +86,8 @@ pub(super) struct ExpertCache {
     worths: HashMap<Key, Worth>,
     /// By chunk.
     statistics: BTreeMap<usize, ExpertStatistics>,
+    /// Read from disk.
+    readers: Readers,
     trace: Trace,
 }
 
@@ -107,11 +114,11 @@ impl Worth {
     }
 }
 
-/// One buffer of slots, with the table that says which of a layer's experts are in it.
+/// One buffer of slots, with the tables that say which of each layer's experts are in it.
 struct Block {
     place: ExpertCacheBlock,
     memory: Buffer,
-    table: Buffer,
+    tables: Buffer,
 }
 
 /// A layer whose experts are asked for.
@@ -124,16 +131,30 @@ pub(super) struct Asked<'a> {
 }
 
 impl ExpertCache {
-    /// Allocates a cache that holds nothing yet.
-    pub(super) async fn new(gpu: &Gpu, device: Device, plan: &ExpertCachePlan, trace: &Trace) -> Result<ExpertCache> {
+    /// Allocates a cache that holds nothing yet, for the experts of these chunks.
+    pub(super) async fn new(
+        gpu: &Gpu,
+        device: Device,
+        plan: &ExpertCachePlan,
+        shapes: impl Iterator<Item = (usize, ExpertShape)>,
+        (store, trace): (&Store, &Trace),
+    ) -> Result<ExpertCache> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let mut blocks = Vec::new();
         for place in plan.blocks() {
             let size_bytes = plan.slot_bytes.times(place.n_slots as u64);
             let memory = gpu.buffer("experts", size_bytes, usage, Purpose::Experts).await?;
-            let table = gpu.buffer("slots of experts", plan.table_bytes, usage, Purpose::Experts).await?;
-            blocks.push(Block { place, memory, table });
+            let tables = gpu.buffer("slots of experts", plan.table_bytes, usage, Purpose::Experts).await?;
+            blocks.push(Block { place, memory, tables });
         }
+        let mut begin = 0;
+        let table = |(chunk, shape): (usize, ExpertShape)| {
+            let own = (begin, shape.table_bytes());
+            begin += own.1.0;
+            (chunk, own)
+        };
+        let tables: BTreeMap<usize, (u64, Bytes)> = shapes.map(table).collect();
+        let reads = tables.keys().any(|chunk| store.is_on_disk(*chunk));
         let mut pool = SlotPool::new(plan.n_slots, SlotPolicy::Lru);
         (0..plan.n_slots).try_for_each(|slot| pool.release(slot))?;
         Ok(ExpertCache {
@@ -141,12 +162,30 @@ impl ExpertCache {
             plan: *plan,
             pool,
             blocks,
+            tables,
+            whole: BTreeMap::new(),
             in_use: Vec::new(),
             filling: Vec::new(),
             worths: HashMap::new(),
             statistics: BTreeMap::new(),
+            readers: if reads { Readers::start(READS_AT_ONCE) } else { Readers::default() },
             trace: trace.clone(),
         })
+    }
+
+    /// What reads experts from disk.
+    pub(super) fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// The cache as it is now.
+    pub(super) fn plan(&self) -> &ExpertCachePlan {
+        &self.plan
+    }
+
+    /// Notes what is found in it, as it was seen.
+    pub(super) fn note_hits(&mut self, hit_percent: Option<u8>) {
+        self.plan.misses.hit_percent = hit_percent;
     }
 
     /// Bytes of a slot.
@@ -154,9 +193,10 @@ impl ExpertCache {
         self.plan.slot_bytes
     }
 
-    /// The slots of each buffer, with its table.
-    pub(super) fn bindings(&self) -> impl Iterator<Item = [Binding<'_>; 2]> {
-        self.blocks.iter().map(|block| [Binding::whole(&block.memory), Binding::whole(&block.table)])
+    /// The slots of each buffer, with its table of a chunk.
+    pub(super) fn bindings(&self, chunk: usize) -> impl Iterator<Item = [Binding<'_>; 2]> {
+        let (begin, size_bytes) = self.tables.get(&chunk).copied().unwrap_or_default();
+        self.blocks.iter().map(move |block| [Binding::whole(&block.memory), Binding::part(&block.tables, begin, size_bytes.0)])
     }
 
     /// What the cache was asked for so far, by chunk.
@@ -173,6 +213,12 @@ impl ExpertCache {
         self.worths.iter().map(move |(key, worth)| (*key, worth.times(forward)))
     }
 
+    /// Begins with experts having been asked for as often as `times` says.
+    pub(super) fn know(&mut self, times: &[(Key, f64)]) {
+        let asked = times.iter().filter(|(_, times)| *times > 0.0);
+        self.worths.extend(asked.map(|(key, times)| (*key, Worth(times.log2()))));
+    }
+
     /// Brings the experts that `times` says were taken most often, as many as there is room for, before the first forward.
     ///
     /// # Errors
@@ -186,29 +232,84 @@ impl ExpertCache {
     ) -> Result<()> {
         times.retain(|(_, times)| *times > 0.0);
         times.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
-        self.worths.extend(times.iter().map(|(key, times)| (*key, Worth(times.log2()))));
-        let mut keys: Vec<Key> = times.iter().take(self.plan.n_slots).map(|(key, _)| *key).collect();
+        let n_free = self.plan.n_slots - self.whole.values().map(Vec::len).sum::<usize>().min(self.plan.n_slots);
+        let shared = times.iter().map(|(key, _)| *key).filter(|(chunk, _)| !self.whole.contains_key(chunk));
+        let mut keys: Vec<Key> = shared.take(n_free).collect();
         keys.sort_unstable();
         for keys in keys.chunk_by(|one, other| one.0 == other.0) {
             let Some(shape) = shape_of(keys[0].0) else { continue };
-            for some in keys.chunks(EXPERTS_AT_ONCE) {
-                let mut to_fill = Vec::new();
-                for &key in some {
-                    if let Some(Reserved::Miss(slot)) = self.pool.reserve(key) {
-                        self.pool.set_worth(slot, self.worth(&key).0);
-                        self.filling.push(slot);
-                        to_fill.push((key.1, slot));
-                    }
-                }
-                self.fill(gpu, store, Asked { chunk: keys[0].0, shape: &shape, forward: 0 }, &to_fill)?;
-                // What was written is kept until it is copied.
-                gpu.queue.submit([]);
-                gpu.wait(None)?;
-                self.release()?;
-            }
+            let experts: Vec<usize> = keys.iter().map(|(_, expert)| *expert).collect();
+            self.load(gpu, store, Asked { chunk: keys[0].0, shape: &shape, forward: 0 }, &experts)?;
+            self.release()?;
         }
         self.statistics.clear();
         Ok(())
+    }
+
+    /// Whether all experts of a chunk are here and stay.
+    pub(super) fn is_whole(&self, chunk: usize) -> bool {
+        self.whole.contains_key(&chunk)
+    }
+
+    /// Makes these chunks whole, and no others: brings all their experts, which stay from now on. To be called between forwards.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    pub(super) fn keep_whole(
+        &mut self,
+        gpu: &Gpu,
+        store: &Store,
+        shape_of: impl Fn(usize) -> Option<ExpertShape>,
+        chunks: &[usize],
+    ) -> Result<()> {
+        let leaving: Vec<usize> = self.whole.keys().copied().filter(|chunk| !chunks.contains(chunk)).collect();
+        for slot in leaving.iter().filter_map(|chunk| self.whole.remove(chunk)).flatten() {
+            self.pool.release(slot)?;
+        }
+        for &chunk in chunks {
+            let Some(shape) = shape_of(chunk).filter(|_| !self.is_whole(chunk)) else { continue };
+            let experts: Vec<usize> = (0..shape.n_experts).collect();
+            self.load(gpu, store, Asked { chunk, shape: &shape, forward: 0 }, &experts)?;
+            let slots = std::mem::take(&mut self.in_use);
+            let places = experts.iter().filter_map(|&expert| Some((expert, self.pool.slot_of(&(chunk, expert))?)));
+            self.write_tables(gpu, chunk, shape.n_experts, &places.collect::<Vec<_>>());
+            self.whole.insert(chunk, slots);
+        }
+        self.plan.misses.n_whole = self.whole.len();
+        Ok(())
+    }
+
+    /// Brings experts of a chunk outside a forward, where they are not there, and pins them.
+    fn load(&mut self, gpu: &Gpu, store: &Store, asked: Asked<'_>, experts: &[usize]) -> Result<()> {
+        for some in experts.chunks(EXPERTS_AT_ONCE) {
+            let mut to_fill = Vec::new();
+            for &expert in some {
+                let key = (asked.chunk, expert);
+                match self.pool.reserve(key) {
+                    Some(Reserved::Hit(slot)) => self.in_use.push(slot),
+                    Some(Reserved::Miss(slot)) => {
+                        self.pool.set_worth(slot, self.worth(&key).0);
+                        self.filling.push(slot);
+                        to_fill.push((expert, slot));
+                    }
+                    None => return Err(Error::internal("an expert cache has no slot that is free")),
+                }
+            }
+            self.fill(gpu, store, asked, &to_fill)?;
+            // What was written is kept until it is copied.
+            gpu.queue.submit([]);
+            gpu.wait(None)?;
+        }
+        Ok(())
+    }
+
+    /// Slots of which buffers have experts of a whole chunk.
+    pub(super) fn blocks_of(&self, chunk: usize) -> BTreeSet<usize> {
+        self.whole.get(&chunk).into_iter().flatten().map(|slot| self.block_of(*slot)).collect()
+    }
+
+    fn block_of(&self, slot: usize) -> usize {
+        slot / self.plan.block_slots.max(1)
     }
 
     /// Counts that `wanted` are asked for, takes those out of it that are missing and that the plan leaves to the host, and returns them: the
@@ -257,11 +358,12 @@ impl ExpertCache {
     }
 
     /// Brings as many of `wanted`, the numbers of different experts, as there are slots for, and takes them out of it. They stay until
-    /// [`ExpertCache::release`]; the tables name them and no others.
+    /// [`ExpertCache::release`]; the tables of the chunk name them, and of a whole chunk all, and no others. Returns the buffers that they
+    /// are in.
     ///
     /// # Errors
     /// Those of reading.
-    pub(super) fn bring(&mut self, gpu: &Gpu, store: &Store, asked: Asked<'_>, wanted: &mut BTreeSet<usize>) -> Result<()> {
+    pub(super) fn bring(&mut self, gpu: &Gpu, store: &Store, asked: Asked<'_>, wanted: &mut BTreeSet<usize>) -> Result<BTreeSet<usize>> {
         // Those that are here come first, so that none of them makes room for another one.
         let is_here = |expert: &usize| self.pool.slot_of(&(asked.chunk, *expert)).is_some();
         let (here, missing): (Vec<usize>, Vec<usize>) = wanted.iter().partition(|expert| is_here(expert));
@@ -289,8 +391,10 @@ impl ExpertCache {
             return Err(Error::internal("an expert cache has no slot that is free"));
         }
         self.fill(gpu, store, asked, &to_fill)?;
-        self.write_tables(gpu, asked.shape.n_experts, &places);
-        Ok(())
+        if !self.is_whole(asked.chunk) {
+            self.write_tables(gpu, asked.chunk, asked.shape.n_experts, &places);
+        }
+        Ok(places.iter().map(|(_, slot)| self.block_of(*slot)).collect())
     }
 
     /// Unpins what was brought: what is submitted until now may still use it, since the queue writes to slots in its turn.
@@ -313,7 +417,7 @@ impl ExpertCache {
             let read = |(expert, matrix): (usize, usize)| store.expert(asked.chunk, matrix, expert, asked.shape);
             let from_disk = store.is_on_disk(asked.chunk);
             let bytes: Vec<Cow<'_, [u8]>> = match from_disk {
-                true => parts().collect::<Vec<_>>().into_par_iter().map(read).collect::<Result<_>>()?,
+                true => self.readers.run(|| parts().collect::<Vec<_>>().into_par_iter().map(read).collect::<Result<_>>())?,
                 false => parts().map(read).collect::<Result<_>>()?,
             };
             let moved = Bytes(bytes.iter().map(|part| part.len() as u64).sum());
@@ -344,7 +448,7 @@ impl ExpertCache {
 
     /// Writes to a slot through the queue. Writes are whole words; what lies behind the last byte belongs to the same slot.
     fn write(&self, gpu: &Gpu, slot: usize, begin: u64, bytes: &[u8]) -> Result<()> {
-        let block = self.blocks.get(slot / self.plan.block_slots.max(1));
+        let block = self.blocks.get(self.block_of(slot));
         let block = block.ok_or_else(|| Error::internal(format!("an expert cache has no slot {slot}")))?;
         let offset = self.plan.slot_bytes.0 * (slot - block.place.first_slot) as u64 + begin;
         let (words, rest) = bytes.split_at(bytes.len() / WORD * WORD);
@@ -357,8 +461,9 @@ impl ExpertCache {
         Ok(())
     }
 
-    /// Says in every table which of `places`, experts with their slots, are in its buffer.
-    fn write_tables(&self, gpu: &Gpu, n_experts: usize, places: &[(usize, usize)]) {
+    /// Says in every table of a chunk which of `places`, experts with their slots, are in its buffer.
+    fn write_tables(&self, gpu: &Gpu, chunk: usize, n_experts: usize, places: &[(usize, usize)]) {
+        let (begin, _) = self.tables.get(&chunk).copied().unwrap_or_default();
         for block in &self.blocks {
             let mut table = vec![NO_SLOT; n_experts];
             for &(expert, slot) in places {
@@ -366,7 +471,7 @@ impl ExpertCache {
                     table[expert] = own as u32;
                 }
             }
-            gpu.queue.write_buffer(&block.table, 0, bytemuck::cast_slice(&table));
+            gpu.queue.write_buffer(&block.tables, begin, bytemuck::cast_slice(&table));
         }
     }
 }
@@ -375,6 +480,8 @@ impl ExpertCache {
 const HALF_LIFE: f64 = 64.0;
 /// How much more often an expert must have been asked for to be brought in place of another one that is not needed now.
 const LEAST_GAIN: f64 = 0.5;
+/// Matrices of experts that are read from disk at once.
+const READS_AT_ONCE: usize = 8;
 /// Experts that are read before they are written to their slots.
 const EXPERTS_AT_ONCE: usize = 16;
 /// Bytes of a word: what is written to a buffer is a multiple of it.

@@ -1,7 +1,7 @@
 //! The GPU executor: resident chunks have buffers of their own, streamed ones pass through the ring. All that a forward needs is allocated
 //! when the executor is made: decoding allocates nothing on the GPU.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,7 +11,9 @@ use crate::gpu::{self, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::Model;
 use crate::plan::sizes::working_set;
-use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, n_to_share};
+use crate::plan::{
+    ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS, Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, most_even, n_to_share,
+};
 use crate::stream::expert_cache::{Asked, ExpertCache};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EACH_GROUP, Parts};
@@ -92,7 +94,10 @@ impl GpuExecutor {
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
         }
         let expert_cache = match plan.expert_cache(device) {
-            Some(cache) => Some(ExpertCache::new(&gpu, device, cache, &trace).await?),
+            Some(cache) => {
+                let shapes = plan.cached_on(device).filter_map(|chunk| Some((chunk, expert_shape(&plan.chunks[chunk], model)?)));
+                Some(ExpertCache::new(&gpu, device, cache, shapes, (&store, &trace)).await?)
+            }
             None => None,
         };
         let model = Arc::new(model.clone());
@@ -175,14 +180,61 @@ impl GpuExecutor {
         self.expert_cache.iter().flat_map(|cache| cache.times(self.forward))
     }
 
-    /// Brings the experts to the cache that `times` says were taken most often, before the first forward.
+    /// Brings the experts of whole layers to the cache, and those that `times` says were taken most often, before the first forward.
     ///
     /// # Errors
     /// Those of reading and of the adapter.
     pub fn warm_experts(&mut self, times: Vec<((usize, usize), f64)>) -> Result<()> {
+        let n_whole = self.plan.expert_cache(self.device).map_or(0, |cache| cache.misses.n_whole);
+        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
+        cache.know(&times);
+        self.keep_whole(n_whole)?;
         let Some(cache) = &mut self.expert_cache else { return Ok(()) };
         let (plan, model) = (&self.plan, &self.model);
         cache.warm(&self.gpu, &self.store, |chunk| expert_shape(&plan.chunks[chunk], model), times)
+    }
+
+    /// The expert cache as it is now; `None` where there is none.
+    pub fn expert_cache(&self) -> Option<&ExpertCachePlan> {
+        self.expert_cache.as_ref().map(ExpertCache::plan)
+    }
+
+    /// Splits the expert cache as `cache` says, which has the hits that were seen. To be called between forwards.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    pub(super) fn split_experts(&mut self, cache: ExpertCachePlan) -> Result<()> {
+        self.keep_whole(cache.misses.n_whole)?;
+        if let Some(own) = &mut self.expert_cache {
+            own.note_hits(cache.misses.hit_percent);
+        }
+        Ok(())
+    }
+
+    /// Makes as many layers whole in the expert cache as `n_whole` says: those in which the others would find the least there, as far as it
+    /// is known what tokens take.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    fn keep_whole(&mut self, n_whole: usize) -> Result<()> {
+        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
+        let (plan, model) = (&self.plan, &self.model);
+        let shape_of = |chunk: usize| expert_shape(&plan.chunks[chunk], model);
+        let mut times: BTreeMap<usize, Vec<f64>> =
+            plan.cached_on(self.device).map(|chunk| (chunk, vec![0.0; shape_of(chunk).map_or(0, |shape| shape.n_experts)])).collect();
+        for ((chunk, expert), of_expert) in cache.times(self.forward) {
+            if let Some(own) = times.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
+                *own = of_expert;
+            }
+        }
+        let chunks: Vec<usize> = times.keys().copied().collect();
+        let layers: Vec<&[f64]> = times.values().map(Vec::as_slice).collect();
+        let whole = most_even(&layers, cache.plan().n_slots, n_whole).into_iter().filter_map(|layer| chunks.get(layer).copied());
+        let kept = cache.keep_whole(&self.gpu, &self.store, shape_of, &whole.collect::<Vec<_>>());
+        if kept.is_err() {
+            cache.recover()?;
+        }
+        kept
     }
 
     /// Bind groups and pipelines that were made so far.
@@ -275,8 +327,9 @@ impl GpuExecutor {
     fn compute_on_host(&mut self, chunk: usize, shape: &ExpertShape, experts: &[usize], taken: &Taken) -> Result<()> {
         let start_secs = self.trace.now();
         let host = self.host_experts.as_mut().ok_or_else(|| self.gpu.error("nothing computes experts on the host"))?;
+        let cache = self.expert_cache.as_ref().ok_or_else(|| self.gpu.error("there is no expert cache"))?;
         let tokens = TokensOfExperts { routing: &taken.routing, inputs: &taken.inputs };
-        let computed = host.compute(&self.store, (chunk, shape), experts, &tokens)?;
+        let computed = host.compute((&self.store, cache.readers()), (chunk, shape), experts, &tokens)?;
         for (row, values) in computed.rows {
             let begin = (row * size_of_val(values)) as u64;
             self.buffers.write_at(&self.gpu, WorkingBuffer::Value(computed.output), begin, bytemuck::cast_slice(values))?;
@@ -287,10 +340,22 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Records the dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`] or [`OF_ALL`].
-    fn record_cached(&mut self, chunk: usize, which: usize) -> Result<()> {
+    /// Records the dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`] or [`OF_ALL`]; of those that read experts, those of the
+    /// buffers in `blocks`.
+    fn record_cached(&mut self, chunk: usize, which: usize, blocks: &BTreeSet<usize>) -> Result<()> {
         let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.error("a chunk was computed before its forward began"))?;
-        made.dispatches(chunk, Some(which)).iter().try_for_each(|placed| self.submitter.dispatch(placed, Some(chunk), self.forward))
+        let dispatches = made.dispatches(chunk, Some(which)).iter();
+        let mut needed = dispatches.filter(|placed| placed.experts.is_none_or(|block| blocks.contains(&block)));
+        needed.try_for_each(|placed| self.submitter.dispatch(placed, Some(chunk), self.forward))
+    }
+
+    /// Computes a chunk all of whose experts are cached.
+    fn compute_whole(&mut self, chunk: usize) -> Result<()> {
+        let blocks = self.expert_cache.as_ref().map(|cache| cache.blocks_of(chunk)).unwrap_or_default();
+        self.record_cached(chunk, OF_EACH_GROUP, &blocks)?;
+        self.record_cached(chunk, OF_ALL, &blocks)?;
+        self.submitter.end_chunk(Bytes::ZERO);
+        if self.submitter.is_due() { self.submit() } else { Ok(()) }
     }
 
     /// Submits what is recorded, and frees the slots that it was the last to use.
@@ -395,6 +460,10 @@ impl Executor for GpuExecutor {
     }
 
     async fn compute_cached(&mut self, chunk: usize) -> Result<()> {
+        // What a prompt takes of whole chunks is asked all the same, so that it is known how often each expert is.
+        if self.n_tokens() <= HOST_MISS_TOKENS && self.expert_cache.as_ref().is_some_and(|cache| cache.is_whole(chunk)) {
+            return self.compute_whole(chunk);
+        }
         let shape = expert_shape(&self.plan.chunks[chunk], &self.model).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
         let mut taken = self.experts_taken(chunk, shape.n_experts).await?;
         let mut wanted = std::mem::take(&mut taken.experts);
@@ -407,11 +476,13 @@ impl Executor for GpuExecutor {
         let uploaded = |cache: &Option<ExpertCache>| {
             cache.as_ref().and_then(|cache| cache.statistics().get(&chunk)).map_or(Bytes::ZERO, |statistics| statistics.uploaded)
         };
-        let before = uploaded(&self.expert_cache);
+        let (before, start_secs) = (uploaded(&self.expert_cache), self.trace.now());
+        let mut brought_secs = start_secs;
         while !wanted.is_empty() {
             let cache = self.expert_cache.as_mut().ok_or_else(|| self.gpu.error("there is no expert cache"))?;
-            cache.bring(&self.gpu, &self.store, asked, &mut wanted)?;
-            self.record_cached(chunk, OF_EACH_GROUP)?;
+            let blocks = cache.bring(&self.gpu, &self.store, asked, &mut wanted)?;
+            brought_secs = self.trace.now();
+            self.record_cached(chunk, OF_EACH_GROUP, &blocks)?;
             // The next group's tables and slots are written before what is submitted after them, and the adapter computes beside the host.
             if !wanted.is_empty() || !by_host.is_empty() {
                 self.submit()?;
@@ -423,11 +494,14 @@ impl Executor for GpuExecutor {
         if !by_host.is_empty() {
             self.compute_on_host(chunk, &shape, &by_host, &taken)?;
         }
-        self.record_cached(chunk, OF_ALL)?;
+        self.record_cached(chunk, OF_ALL, &BTreeSet::new())?;
         if let Some(cache) = self.expert_cache.as_mut().filter(|_| !by_host.is_empty()) {
             cache.adopt(&self.gpu, &self.store, asked, &by_host)?;
         }
-        self.submitter.end_chunk(uploaded(&self.expert_cache).saturating_sub(before));
+        let size_bytes = uploaded(&self.expert_cache).saturating_sub(before);
+        let (device, forward, end_secs) = (self.device, self.forward, brought_secs);
+        self.trace.add(Span { lane: Lane::Experts, device, chunk: Some(chunk), forward, start_secs, end_secs, size_bytes });
+        self.submitter.end_chunk(size_bytes);
         if self.submitter.is_due() { self.submit() } else { Ok(()) }
     }
 

@@ -46,6 +46,8 @@ pub(super) struct PlacedDispatch {
     pub(super) params_offset: u32,
     /// How long it should take, by the adapter's rates.
     pub(super) secs: f64,
+    /// The buffer of the expert cache that it reads, if it reads one: it may be left out where that has no expert that is wanted.
+    pub(super) experts: Option<usize>,
 }
 
 /// All dispatches of one shape.
@@ -129,7 +131,7 @@ impl ForwardDispatches {
             }
             if chunk.is_cached {
                 let cache = expert_cache.ok_or_else(|| gpu.error("there is no expert cache"))?;
-                chunks.push(maker.cached(chunk, cache, &terms, arena)?.into());
+                chunks.push(maker.cached((index, chunk), cache, &terms, arena)?.into());
                 continue;
             }
             let blocks: Vec<Option<&wgpu::Buffer>> = match ring {
@@ -151,7 +153,8 @@ impl ForwardDispatches {
                     for (place, block) in places.iter_mut().zip(&blocks) {
                         let dispatches = (call.prepare)(arena.buffer(), *block)?;
                         let secs = secs / dispatches.len() as f64;
-                        place.extend(dispatches.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
+                        let placed = |dispatch| PlacedDispatch { dispatch, params_offset, secs, experts: None };
+                        place.extend(dispatches.into_iter().map(placed));
                     }
                 }
             }
@@ -163,7 +166,7 @@ impl ForwardDispatches {
                 let call = maker.top_k(k)?;
                 let params_offset = arena.push_bytes(gpu, &call.params)?;
                 let dispatch = (call.prepare)(arena.buffer(), None)?.pop();
-                dispatch.map(|dispatch| PlacedDispatch { dispatch, params_offset, secs: 0.0 })
+                dispatch.map(|dispatch| PlacedDispatch { dispatch, params_offset, secs: 0.0, experts: None })
             }
         };
         arena.upload(gpu);
@@ -348,7 +351,7 @@ impl<'a> Maker<'a> {
     /// The dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`], up to the last product with experts, and [`OF_ALL`].
     fn cached(
         &self,
-        chunk: &Chunk,
+        (index_of_chunk, chunk): (usize, &Chunk),
         cache: &'a ExpertCache,
         terms: &Terms<'_>,
         arena: &mut ParamsArena,
@@ -364,10 +367,11 @@ impl<'a> Maker<'a> {
             let last = fused.iter().rposition(|one| matches!(one, Fused::Experts(..)));
             for (index, one) in fused.iter().enumerate() {
                 let secs = terms.secs(one, ops);
-                let call = match (one, last) {
-                    (Fused::Experts(op, slice), _) => {
+                let of_experts = matches!(one, Fused::Experts(..));
+                let call = match one {
+                    Fused::Experts(op, slice) => {
                         let begin = begins.next().ok_or_else(|| gpu.error("an expert has more matrices than its chunk"))?;
-                        self.cached_experts(op, *slice, cache, begin)?
+                        self.cached_experts(op, *slice, cache, (index_of_chunk, begin))?
                     }
                     _ => self.call(ops, one, secs, 0)?,
                 };
@@ -375,14 +379,16 @@ impl<'a> Maker<'a> {
                 let params_offset = arena.push_bytes(gpu, &call.params)?;
                 let made = (call.prepare)(arena.buffer(), None)?;
                 let secs = secs / made.len() as f64;
-                dispatches[place].extend(made.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
+                let placed = |(block, dispatch)| PlacedDispatch { dispatch, params_offset, secs, experts: of_experts.then_some(block) };
+                dispatches[place].extend(made.into_iter().enumerate().map(placed));
             }
         }
         Ok(dispatches)
     }
 
-    /// Products with the chosen experts' rows that are in slots, one for each buffer of slots; the matrix begins at `begin` in a slot.
-    fn cached_experts(&self, op: &ExpertMatMul, slice: Slice, cache: &'a ExpertCache, begin: u64) -> Result<Call<'a>> {
+    /// Products with the chosen experts' rows that are in slots, one for each buffer of slots; the matrix of this chunk begins at `begin` in
+    /// a slot.
+    fn cached_experts(&self, op: &ExpertMatMul, slice: Slice, cache: &'a ExpertCache, (chunk, begin): (usize, u64)) -> Result<Call<'a>> {
         let (gpu, dtype) = (self.gpu, self.catalog[slice.tensor].dtype);
         let params = expert_matmul::Params::of(op, self.model.value(op.input), [slice.first_row, slice.n_rows], &self.batch);
         let params = params.in_slots(cache.slot_bytes().0 as u32, begin as u32);
@@ -392,7 +398,7 @@ impl<'a> Maker<'a> {
                 let bindings = expert_matmul::Bindings { weight, input, routing: Some(routing), slots: Some(slots), output };
                 expert_matmul::prepare(gpu, arena, &params, dtype, bindings)
             };
-            cache.bindings().map(of_block).collect()
+            cache.bindings(chunk).map(of_block).collect()
         }))
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::error::{Error, Result};
 use crate::host;
@@ -14,7 +15,7 @@ use crate::kernels::rope_kv::Token;
 use crate::model::{Model, Op, ValueId};
 use crate::plan::sizes::{expert_rows_bytes, packed_input_bytes};
 use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, Work, expert_products, host_steps, host_vectors, values_of_experts};
-use crate::platform;
+use crate::platform::{self, Readers};
 use crate::stream::Store;
 use crate::stream::host_values::Values;
 use crate::units::Bytes;
@@ -72,7 +73,7 @@ impl HostExperts {
     /// Those of reading.
     pub(super) fn compute(
         &mut self,
-        store: &Store,
+        (store, readers): (&Store, &Readers),
         (chunk, shape): (usize, &ExpertShape),
         experts: &[usize],
         tokens: &TokensOfExperts<'_>,
@@ -92,11 +93,15 @@ impl HostExperts {
                     (Work::Rows { slice, .. }, Op::ExpertMatMul(op)) => {
                         let dtype = store.checkpoint().catalog[of_chunk.slices[slice].tensor].dtype;
                         let matrix = matrices.next().unwrap_or(0);
-                        for &expert in experts {
-                            let rows: Cow<'_, [u8]> = store.expert(chunk, matrix, expert, shape)?;
+                        let read = |expert: &usize| store.expert(chunk, matrix, *expert, shape);
+                        let rows: Vec<Cow<'_, [u8]>> = match store.is_on_disk(chunk) {
+                            true => readers.run(|| experts.par_iter().map(read).collect::<Result<_>>())?,
+                            false => experts.iter().map(read).collect::<Result<_>>()?,
+                        };
+                        for (&expert, rows) in experts.iter().zip(&rows) {
                             let places = [expert as u64 * op.n_rows as u64, op.n_rows as u64];
                             let params = expert_matmul::Params::of(op, model.value(op.input), places, &values.batch());
-                            values.multiply_experts((op.input, Some(op.routing), op.output), &params, (dtype, &rows));
+                            values.multiply_experts((op.input, Some(op.routing), op.output), &params, (dtype, rows));
                         }
                         output = Some(op.output);
                     }

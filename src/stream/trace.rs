@@ -21,6 +21,9 @@ pub enum Lane {
     Compute,
     /// The device waits for an upload.
     Stall,
+    /// Experts of a layer that pass through a cache: from when it is known which ones tokens take until those are there. Its bytes are those
+    /// that were brought; 0: all were found.
+    Experts,
     /// The residual stream goes to the next device that computes.
     Transfer,
     /// GPU to host.
@@ -147,11 +150,12 @@ impl Trace {
 
     /// The trace in the Chrome/Perfetto event format: one process per device, one thread per lane. `name` labels a chunk.
     pub fn to_chrome_json(&self, name: &dyn Fn(usize) -> String) -> serde_json::Value {
-        const LANES: [(Lane, &str); 6] = [
+        const LANES: [(Lane, &str); 7] = [
             (Lane::Fetch, "fetch (disk → host)"),
             (Lane::Upload, "upload (host → GPU)"),
             (Lane::Compute, "compute"),
             (Lane::Stall, "stall"),
+            (Lane::Experts, "experts (brought to the cache)"),
             (Lane::Transfer, "transfer (to the next device)"),
             (Lane::Readback, "readback (GPU → host)"),
         ];

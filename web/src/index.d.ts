@@ -237,7 +237,7 @@ export interface Loaded {
 
 export interface Trace {
   spans: {
-    lane: 'fetch' | 'upload' | 'compute' | 'stall' | 'transfer' | 'readback';
+    lane: 'fetch' | 'upload' | 'compute' | 'stall' | 'experts' | 'transfer' | 'readback';
     device?: DeviceName;
     chunk: number | null;
     forward: number;

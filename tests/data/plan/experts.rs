@@ -44,7 +44,8 @@ fn a_cache_fills_the_budget_that_all_else_leaves() {
         let decode = predict(&made, &checkpoint.catalog, &model, &devices, Workload::decode(16));
         let asked = cache.slot_bytes.0 * 24;
         let moved = decode.streamed_bytes.0 as f64 / asked as f64;
-        assert!((moved - (1.0 - cache.expected_hit_rate())).abs() < 0.01, "{mib} MiB: {moved} of {asked} B");
+        let expected = (1.0 - cache.expected_hit_rate()) * (6 - cache.misses.n_whole) as f64 / 6.0;
+        assert!((moved - expected).abs() < 0.01, "{mib} MiB: {moved} of {asked} B, not {expected}");
 
         let json = made.to_saved_json(&checkpoint.catalog, &model, &devices).to_string();
         let saved = Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap()));
@@ -103,7 +104,8 @@ fn missing_experts_are_shared_out_by_the_rates() {
         assert!(share > before && share < 100, "{rate}: the host has {share} %, and {before} % when it is slower");
         before = share;
         let decode = predict(&made, &checkpoint.catalog, &model, &devices, Workload::decode(16));
-        let asked = cache.slot_bytes.0 * 24;
+        let asked = cache.slot_bytes.0 * 24 * (6 - cache.misses.n_whole as u64) / 6;
+        let n_shared = |plan: &Plan| (6 - plan.expert_cache(Device::Gpu(0)).unwrap().misses.n_whole) as f64;
         let moved = decode.streamed_bytes.0 as f64 / asked as f64;
         let expected = (1.0 - cache.expected_hit_rate()) * (1.0 - f64::from(share) / 100.0);
         assert!((moved - expected).abs() < 0.01, "{rate}: {moved} of {asked} B, not {expected}");
@@ -111,11 +113,37 @@ fn missing_experts_are_shared_out_by_the_rates() {
         assert!(decode.secs < of_uploads.secs, "{rate}: {} s, and {} s without the host", decode.secs, of_uploads.secs);
         assert!(used(&made) > used(&alone), "what the host needs for it is counted");
         let prompt = [&made, &alone].map(|plan| predict(plan, &checkpoint.catalog, &model, &devices, Workload::prefill(64)).streamed_bytes);
-        assert_eq!(prompt[0], prompt[1], "long prompts leave nothing to the host");
+        let of_layer = [prompt[0].0 as f64 / n_shared(&made), prompt[1].0 as f64 / n_shared(&alone)];
+        assert!((of_layer[0] - of_layer[1]).abs() < 8.0, "long prompts leave nothing to the host: {prompt:?}");
 
         let json = made.to_saved_json(&checkpoint.catalog, &model, &devices).to_string();
         let saved = Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap()));
         let again = plan(&checkpoint.catalog, &model, &devices, &PlanOptions { saved, ..PlanOptions::default() }).unwrap();
         assert_eq!(again, made, "{rate}");
     }
+}
+
+#[test]
+fn as_many_layers_are_whole_as_the_rates_make_worth_it() {
+    let (checkpoint, mut devices) = model();
+    let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
+    let mut before = 0;
+    for round_trip_secs in [0.0, 1.0e-4, 1.0] {
+        let gpu = devices.iter_mut().find(|spec| spec.device == Device::Gpu(0)).unwrap();
+        gpu.rates.round_trip_secs = Some(round_trip_secs);
+        let made = plan(&checkpoint.catalog, &model, &devices, &options(Bytes::mib(24), ExpertCacheRule::Always)).unwrap();
+        let cache = made.expert_cache(Device::Gpu(0)).unwrap();
+        let n_whole = cache.misses.n_whole;
+        assert!(n_whole >= before && n_whole <= 6, "{round_trip_secs} s: {n_whole} layers, and {before} where less is to be waited for");
+        assert!(n_whole * cache.layer_experts <= cache.n_slots, "{cache:?}");
+        before = n_whole;
+        let decode = predict(&made, &checkpoint.catalog, &model, &devices, Workload::decode(16));
+        assert!(decode.secs >= round_trip_secs * (6 - n_whole) as f64, "whoever asks waits: {decode:?}");
+
+        let json = made.to_saved_json(&checkpoint.catalog, &model, &devices).to_string();
+        let saved = Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap()));
+        let again = plan(&checkpoint.catalog, &model, &devices, &PlanOptions { saved, ..PlanOptions::default() }).unwrap();
+        assert_eq!(again, made, "{round_trip_secs} s");
+    }
+    assert!(before > 0, "where asking takes a second, some layers are not asked");
 }

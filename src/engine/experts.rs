@@ -1,0 +1,103 @@
+//! What an engine knows of the experts that its tokens take, and what it makes of that.
+
+use std::collections::BTreeMap;
+
+use crate::device::Device;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::plan::{ExpertCachePlan, ExpertProfile, HOST_MISS_TOKENS, Workload, expert_shape, predict};
+use crate::stream::{ExpertStatistics, GpuExecutor};
+
+/// Forwards of few tokens after which a cache is split anew, where what they took tells of a split that is clearly faster.
+const FORWARDS_TO_SEE: usize = 256;
+/// By how much it must be faster.
+const LEAST_GAIN: f64 = 0.1;
+
+impl Engine {
+    /// What the expert caches of all adapters were asked for so far.
+    pub fn expert_statistics(&self) -> ExpertStatistics {
+        self.expert_statistics_of_layers().into_iter().map(|(_, statistics)| statistics).sum()
+    }
+
+    /// The same of each layer whose experts pass through a cache, by the name of its unit, in order.
+    pub fn expert_statistics_of_layers(&self) -> Vec<(&str, ExpertStatistics)> {
+        let plan = self.plan();
+        let of_caches = self.executors.devices().iter().filter_map(|(_, executor)| executor.gpu());
+        let of_chunks: BTreeMap<usize, ExpertStatistics> = of_caches.flat_map(GpuExecutor::expert_statistics).collect();
+        let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.as_str();
+        of_chunks.into_iter().map(|(chunk, statistics)| (name(chunk), statistics)).collect()
+    }
+
+    /// Which experts tokens took so far, here and in the profile that it began with, of layers whose experts pass through a cache; `None`
+    /// where none do.
+    pub fn expert_profile(&self) -> Option<ExpertProfile> {
+        let (plan, model) = (self.plan(), &self.model.prepared.model);
+        let mut layers: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for (device, executor) in self.executors.devices() {
+            let Some(executor) = executor.gpu() else { continue };
+            for chunk in plan.cached_on(*device) {
+                let n_experts = expert_shape(&plan.chunks[chunk], model).map_or(0, |shape| shape.n_experts);
+                layers.insert(chunk, vec![0.0; n_experts]);
+            }
+            for ((chunk, expert), times) in executor.expert_times() {
+                if let Some(of_expert) = layers.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
+                    *of_expert = times;
+                }
+            }
+        }
+        let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.clone();
+        let named: BTreeMap<String, Vec<f64>> = layers.into_iter().map(|(chunk, times)| (name(chunk), times)).collect();
+        (!named.is_empty()).then(|| ExpertProfile::new(named))
+    }
+
+    /// The expert caches as they are now: with the hits that tokens have shown instead of what the plan assumed, and with as many whole
+    /// layers as these make worth it. Until enough tokens have shown anything, they are those of the plan.
+    pub fn expert_caches(&self) -> impl Iterator<Item = (Device, &ExpertCachePlan)> {
+        self.executors.devices().iter().filter_map(|(device, executor)| Some((*device, executor.gpu()?.expert_cache()?)))
+    }
+
+    /// Counts a forward, and after some splits the expert caches anew by what tokens took: weights move, answers do not.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    pub(super) fn adapt_experts(&mut self, workload: Workload) -> Result<()> {
+        if workload.n_tokens > HOST_MISS_TOKENS {
+            return Ok(());
+        }
+        self.n_since_adapted += 1;
+        if self.n_since_adapted < FORWARDS_TO_SEE {
+            return Ok(());
+        }
+        self.n_since_adapted = 0;
+        let caches: Vec<(Device, ExpertCachePlan)> = self.expert_caches().map(|(device, cache)| (device, *cache)).collect();
+        let profile = if caches.is_empty() { None } else { self.expert_profile() };
+        let Some(profile) = profile else { return Ok(()) };
+        for (device, cache) in caches {
+            let seen = self.best_split((device, &cache), &profile, workload);
+            let found = seen.expected_hit_rate() * 100.0;
+            tracing::info!(
+                "{device}: {found:.0} % of experts found in the cache; {} of {} layers stay whole",
+                seen.misses.n_whole,
+                seen.n_layers
+            );
+            self.executors.split_experts(device, seen)?;
+        }
+        Ok(())
+    }
+
+    /// A cache as `profile` has seen it, split anew where that is predicted to be clearly faster.
+    fn best_split(&self, (device, cache): (Device, &ExpertCachePlan), profile: &ExpertProfile, workload: Workload) -> ExpertCachePlan {
+        let prepared = &self.model.prepared;
+        let secs = |cache: &ExpertCachePlan| {
+            let plan = prepared.plan.with_expert_cache(device, *cache);
+            predict(&plan, &prepared.checkpoint.catalog, &prepared.model, &prepared.devices, workload).secs
+        };
+        let now = cache.split(cache.misses.n_whole, Some(profile)).unwrap_or(*cache);
+        let splits = cache.splits().filter_map(|n_whole| cache.split(n_whole, Some(profile)));
+        let best = splits.map(|split| (secs(&split), split)).min_by(|one, other| one.0.total_cmp(&other.0));
+        match best {
+            Some((best_secs, split)) if best_secs < secs(&now) * (1.0 - LEAST_GAIN) => split,
+            _ => now,
+        }
+    }
+}
