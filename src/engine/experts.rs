@@ -73,7 +73,7 @@ impl Engine {
         let profile = if caches.is_empty() { None } else { self.expert_profile() };
         let Some(profile) = profile else { return Ok(()) };
         for (device, cache) in caches {
-            let seen = self.best_split((device, &cache), &profile, workload);
+            let seen = self.split_as_seen((device, &cache), &profile, workload);
             let found = seen.expected_hit_rate() * 100.0;
             tracing::info!(
                 "{device}: {found:.0} % of experts found in the cache; {} of {} layers stay whole",
@@ -86,7 +86,7 @@ impl Engine {
     }
 
     /// A cache as `profile` has seen it, split anew where that is predicted to be clearly faster.
-    fn best_split(&self, (device, cache): (Device, &ExpertCachePlan), profile: &ExpertProfile, workload: Workload) -> ExpertCachePlan {
+    fn split_as_seen(&self, (device, cache): (Device, &ExpertCachePlan), profile: &ExpertProfile, workload: Workload) -> ExpertCachePlan {
         let prepared = &self.model.prepared;
         let secs = |cache: &ExpertCachePlan| {
             let plan = prepared.plan.with_expert_cache(device, *cache);

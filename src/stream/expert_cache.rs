@@ -24,7 +24,7 @@ type Key = (usize, usize);
 /// What a cache was asked for, since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ExpertStatistics {
-    /// Experts that were asked for and were there.
+    /// Experts that were asked for and were there. Of layers all of whose experts stay, as many count as the tokens may have taken.
     pub n_hits: u64,
     /// Experts that were asked for and were not there.
     pub n_misses: u64,
@@ -303,8 +303,10 @@ impl ExpertCache {
         Ok(())
     }
 
-    /// Slots of which buffers have experts of a whole chunk.
-    pub(super) fn blocks_of(&self, chunk: usize) -> BTreeSet<usize> {
+    /// Counts what `n_tokens` tokens take of a whole chunk, and returns the buffers that have its experts.
+    pub(super) fn use_whole(&mut self, chunk: usize, n_tokens: usize) -> BTreeSet<usize> {
+        let n_used = self.plan.n_used / self.plan.n_layers.max(1);
+        self.statistics_of(chunk).n_hits += (n_tokens * n_used).min(self.plan.layer_experts) as u64;
         self.whole.get(&chunk).into_iter().flatten().map(|slot| self.block_of(*slot)).collect()
     }
 

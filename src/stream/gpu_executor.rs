@@ -351,7 +351,8 @@ impl GpuExecutor {
 
     /// Computes a chunk all of whose experts are cached.
     fn compute_whole(&mut self, chunk: usize) -> Result<()> {
-        let blocks = self.expert_cache.as_ref().map(|cache| cache.blocks_of(chunk)).unwrap_or_default();
+        let n_tokens = self.n_tokens();
+        let blocks = self.expert_cache.as_mut().map(|cache| cache.use_whole(chunk, n_tokens)).unwrap_or_default();
         self.record_cached(chunk, OF_EACH_GROUP, &blocks)?;
         self.record_cached(chunk, OF_ALL, &blocks)?;
         self.submitter.end_chunk(Bytes::ZERO);
