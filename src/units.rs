@@ -17,6 +17,11 @@ const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "
 #[serde(into = "u64", try_from = "NumberOrText")]
 pub struct Bytes(pub u64);
 
+/// Whether a number is zero, for fields that are left out of JSON then.
+pub(crate) fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
+}
+
 impl Bytes {
     /// Whether it is no byte at all.
     pub fn is_zero(&self) -> bool {

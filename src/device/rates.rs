@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::variants::nearest;
 use crate::device::{AdapterKind, Corrections, Device, MatMulVariants};
 use crate::dtype::DType;
-use crate::units::BytesPerSec;
+use crate::units::{BytesPerSec, is_zero};
 
 /// Rates of a device. What is absent was not measured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -83,10 +83,6 @@ pub enum Origin {
     PartlyAssumed,
     /// Typical figures of such a device.
     Assumed,
-}
-
-fn is_zero(count: &u32) -> bool {
-    *count == 0
 }
 
 impl Origin {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::plan::{ExpertCachePlan, ExpertProfile, HOST_MISS_TOKENS, Workload, expert_shape, predict};
+use crate::plan::{ExpertCachePlan, ExpertProfile, HOST_MISS_TOKENS, Workload, predict};
 use crate::stream::{ExpertStatistics, GpuExecutor};
 
 /// Forwards of few tokens after which a cache is split anew, where what they took tells of a split that is clearly faster.
@@ -31,22 +31,10 @@ impl Engine {
     /// Which experts tokens took so far, here and in the profile that it began with, of layers whose experts pass through a cache; `None`
     /// where none do.
     pub fn expert_profile(&self) -> Option<ExpertProfile> {
-        let (plan, model) = (self.plan(), &self.model.prepared.model);
-        let mut layers: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for (device, executor) in self.executors.devices() {
-            let Some(executor) = executor.gpu() else { continue };
-            for chunk in plan.cached_on(*device) {
-                let n_experts = expert_shape(&plan.chunks[chunk], model).map_or(0, |shape| shape.n_experts);
-                layers.insert(chunk, vec![0.0; n_experts]);
-            }
-            for ((chunk, expert), times) in executor.expert_times() {
-                if let Some(of_expert) = layers.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
-                    *of_expert = times;
-                }
-            }
-        }
+        let plan = self.plan();
         let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.clone();
-        let named: BTreeMap<String, Vec<f64>> = layers.into_iter().map(|(chunk, times)| (name(chunk), times)).collect();
+        let layers = self.executors.devices().iter().filter_map(|(_, executor)| executor.gpu()).flat_map(GpuExecutor::expert_times);
+        let named: BTreeMap<String, Vec<f64>> = layers.map(|(chunk, times)| (name(chunk), times)).collect();
         (!named.is_empty()).then(|| ExpertProfile::new(named))
     }
 
@@ -70,8 +58,7 @@ impl Engine {
         }
         self.n_since_adapted = 0;
         let caches: Vec<(Device, ExpertCachePlan)> = self.expert_caches().map(|(device, cache)| (device, *cache)).collect();
-        let profile = if caches.is_empty() { None } else { self.expert_profile() };
-        let Some(profile) = profile else { return Ok(()) };
+        let Some(profile) = self.expert_profile() else { return Ok(()) };
         for (device, cache) in caches {
             let seen = self.split_as_seen((device, &cache), &profile, workload);
             let found = seen.expected_hit_rate() * 100.0;
@@ -93,10 +80,8 @@ impl Engine {
             predict(&plan, &prepared.checkpoint.catalog, &prepared.model, &prepared.devices, workload).secs
         };
         let now = cache.split(cache.misses.n_whole, Some(profile)).unwrap_or(*cache);
-        let splits = cache.splits().filter_map(|n_whole| cache.split(n_whole, Some(profile)));
-        let best = splits.map(|split| (secs(&split), split)).min_by(|one, other| one.0.total_cmp(&other.0));
-        match best {
-            Some((best_secs, split)) if best_secs < secs(&now) * (1.0 - LEAST_GAIN) => split,
+        match cache.fastest_split(Some(profile), secs) {
+            Some((split, best_secs)) if best_secs < secs(&now) * (1.0 - LEAST_GAIN) => split,
             _ => now,
         }
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::experts::Experts;
 use super::families::Family;
 use super::op::Activation;
+use crate::units::is_zero;
 
 /// The sizes and settings of a model, validated: no zero sizes, heads divide, everything below sane limits.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -261,10 +262,6 @@ impl Default for Variant {
 
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-fn is_zero(value: &usize) -> bool {
-    *value == 0
 }
 
 /// What the norms of a model compute.

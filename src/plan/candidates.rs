@@ -14,7 +14,7 @@ use crate::plan::assignment::Assignment;
 use crate::plan::costs::{MachineCosts, Workload};
 use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, predict};
-use crate::plan::expert_cache::ExpertCacheRule;
+use crate::plan::expert_cache::{ExpertCachePlan, ExpertCacheRule};
 use crate::plan::expert_placements;
 use crate::plan::explain::OtherWay;
 use crate::plan::planner::check_placements;
@@ -118,13 +118,11 @@ fn caching(site: &Site<'_>, budgets: &[Bytes]) -> Vec<Candidate> {
 fn best_split(site: &Site<'_>, worker: usize, made: Candidate, budgets: &[Bytes]) -> Candidate {
     let device = site.workers[worker].device;
     let Some(cache) = made.plan.expert_cache(device) else { return made };
-    let profile = site.options.expert_profile.as_deref();
-    let split = |n_whole: usize| {
-        let plan = made.plan.with_expert_cache(device, cache.split(n_whole, profile)?);
-        Some((n_whole, secs_of(site, &plan)))
-    };
-    let faster = |best: (usize, f64), next: (usize, f64)| if next.1 < best.1 * (1.0 - 1e-6) { next } else { best };
-    let Some((n_whole, _)) = cache.splits().filter_map(split).reduce(faster).filter(|(n_whole, _)| *n_whole > 0) else { return made };
+    let secs = |split: &ExpertCachePlan| secs_of(site, &made.plan.with_expert_cache(device, *split));
+    let n_whole = cache.fastest_split(site.options.expert_profile.as_deref(), secs).map_or(0, |(split, _)| split.misses.n_whole);
+    if n_whole == 0 {
+        return made;
+    }
     let mut placements = placements_of(&made.plan);
     placements.iter_mut().filter_map(|placement| placement.expert_misses.as_mut()).for_each(|misses| {
         *misses = ExpertMisses { n_whole, hit_percent: None, ..*misses };

@@ -1,7 +1,7 @@
 //! The dry run: the schedule that the engine will run, walked on a virtual clock. Both what the planner compares and what it predicts
 //! to the user are computed here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::Serialize;
 
@@ -136,13 +136,17 @@ struct Predictor<'a> {
     machine: MachineCosts,
     /// The devices that compute.
     executors: Vec<Device>,
+    /// Chunks of as many layers as are whole in expert caches: which ones these are changes nothing here.
+    whole: BTreeSet<usize>,
     schedule: Schedule,
 }
 
 impl<'a> Predictor<'a> {
     fn new(plan: &'a Plan, catalog: &'a Catalog, model: &'a Model, devices: &[DeviceSpec]) -> Predictor<'a> {
         let (machine, executors, schedule) = (MachineCosts::new(devices), plan.executors(), Schedule::new(plan));
-        Predictor { plan, catalog, model, machine, executors, schedule }
+        let n_whole = |device: Device| plan.expert_cache(device).map_or(0, |cache| cache.misses.n_whole);
+        let whole = executors.iter().flat_map(|&device| plan.cached_on(device).take(n_whole(device))).collect();
+        Predictor { plan, catalog, model, machine, executors, whole, schedule }
     }
 
     /// What it takes to compute a batch, or half of one.
@@ -179,9 +183,7 @@ impl<'a> Predictor<'a> {
         workload: Workload,
     ) -> ChunkCost {
         let costs = self.machine.of(device);
-        // Which layers are whole changes nothing here.
-        let n_whole = self.plan.expert_cache(device).map_or(0, |cache| cache.misses.n_whole);
-        let is_whole = self.plan.cached_on(device).take(n_whole).any(|whole| whole == index);
+        let is_whole = self.whole.contains(&index);
         let hit_rate = if is_whole { 1.0 } else { hit_rate };
         let missed = missed_bytes(chunk, self.model, workload.n_tokens, hit_rate);
         let host_share = self.plan.expert_cache(device).map_or(0.0, |cache| cache.misses.host_share(workload.n_tokens));

@@ -117,13 +117,12 @@ impl ExpertCachePlan {
             misses,
         };
         let block = of(block_slots).size_bytes();
-        let (n_whole, rest) = (room.0.checked_div(block.0)?, room.0 % block.0);
+        let (n_full, rest) = (room.0.checked_div(block.0)?, room.0 % block.0);
         let n_more = rest.saturating_sub(table_bytes.0) / slot_bytes.0;
-        let n_slots = usize::try_from(n_whole).ok()?.saturating_mul(block_slots).saturating_add(n_more as usize).min(n_experts);
+        let n_slots = usize::try_from(n_full).ok()?.saturating_mul(block_slots).saturating_add(n_more as usize).min(n_experts);
         let least = shapes.iter().map(|shape| shape.n_used).max()?;
         let made = of(n_slots);
-        let has_room = block_slots > 0 && misses.n_whole <= n_layers && made.n_shared_slots() >= least.min(made.n_shared_experts());
-        let made = has_room.then_some(made)?;
+        let made = (block_slots > 0 && made.has_room_for(least)).then_some(made)?;
         Some(match profile {
             Some(profile) if misses.hit_percent.is_none() => made.as_seen(profile),
             _ => made,
@@ -133,15 +132,27 @@ impl ExpertCachePlan {
     /// The same with so many whole layers, and with hits as `profile` has them; `None` where it has no room for them.
     pub(crate) fn split(&self, n_whole: usize, profile: Option<&ExpertProfile>) -> Option<ExpertCachePlan> {
         let split = ExpertCachePlan { misses: ExpertMisses { n_whole, ..self.misses }, ..*self };
-        let least = self.n_used.div_ceil(self.n_layers.max(1));
-        let has_room = n_whole <= self.n_layers && split.n_shared_slots() >= least.min(split.n_shared_experts());
+        let has_room = split.has_room_for(self.n_used.div_ceil(self.n_layers.max(1)));
         has_room.then(|| profile.map_or(split, |profile| split.as_seen(profile)))
     }
 
-    /// Numbers of whole layers that are worth comparing: none, and more and more until there is no room.
-    pub(crate) fn splits(&self) -> impl Iterator<Item = usize> + '_ {
+    /// The split that takes the fewest seconds, with these, of no whole layer and of more and more until there is no room. Of those that
+    /// take the same the one with the fewest whole layers.
+    pub(crate) fn fastest_split(
+        &self,
+        profile: Option<&ExpertProfile>,
+        secs: impl Fn(&ExpertCachePlan) -> f64,
+    ) -> Option<(ExpertCachePlan, f64)> {
         let most = self.n_slots.checked_div(self.layer_experts).unwrap_or(0).min(self.n_layers);
-        (0..=N_SPLITS).map(move |part| most * part / N_SPLITS)
+        let n_splits = most.min(N_SPLITS);
+        let splits = (0..=n_splits).map(|part| most * part / n_splits.max(1)).filter_map(|n_whole| self.split(n_whole, profile));
+        let faster = |best: (ExpertCachePlan, f64), next: (ExpertCachePlan, f64)| if next.1 < best.1 * (1.0 - 1e-6) { next } else { best };
+        splits.map(|split| (split, secs(&split))).reduce(faster)
+    }
+
+    /// Whether its whole layers leave slots for `least` experts of another one at once, or there is no other.
+    fn has_room_for(&self, least: usize) -> bool {
+        self.misses.n_whole <= self.n_layers && self.n_shared_slots() >= least.min(self.n_shared_experts())
     }
 
     /// The same with hits as `profile` has them.

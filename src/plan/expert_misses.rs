@@ -16,7 +16,7 @@ use crate::plan::expert_cache::{expert_products, routing_bytes};
 use crate::plan::site::Site;
 use crate::plan::sizes::{expert_rows_bytes, packed_input_bytes};
 use crate::plan::{UploadPath, Usage};
-use crate::units::Bytes;
+use crate::units::{Bytes, is_zero};
 use crate::weights::{Catalog, TensorId};
 
 /// Most tokens of a forward whose missing experts may be left to the host. A longer prompt takes nearly all experts, and each for so many
@@ -72,10 +72,6 @@ pub struct ExpertMisses {
     /// experts they take.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub n_whole: usize,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 impl ExpertMisses {

@@ -2,10 +2,8 @@
 //! router has spoken; those that are missing are read from host memory or disk into the slots of experts that are worth least: that were
 //! asked for least often, where what was asked long ago counts little. So one odd prompt does not replace what is used every day.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::Serialize;
 
 use crate::device::Device;
@@ -14,7 +12,6 @@ use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::kernels::Binding;
 use crate::kernels::expert_matmul::NO_SLOT;
 use crate::plan::{ExpertCacheBlock, ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS};
-use crate::platform::Readers;
 use crate::stream::{Lane, Reserved, SlotPolicy, SlotPool, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -86,8 +83,6 @@ pub(super) struct ExpertCache {
     worths: HashMap<Key, Worth>,
     /// By chunk.
     statistics: BTreeMap<usize, ExpertStatistics>,
-    /// Read from disk.
-    readers: Readers,
     trace: Trace,
 }
 
@@ -137,7 +132,7 @@ impl ExpertCache {
         device: Device,
         plan: &ExpertCachePlan,
         shapes: impl Iterator<Item = (usize, ExpertShape)>,
-        (store, trace): (&Store, &Trace),
+        trace: &Trace,
     ) -> Result<ExpertCache> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let mut blocks = Vec::new();
@@ -153,8 +148,7 @@ impl ExpertCache {
             begin += own.1.0;
             (chunk, own)
         };
-        let tables: BTreeMap<usize, (u64, Bytes)> = shapes.map(table).collect();
-        let reads = tables.keys().any(|chunk| store.is_on_disk(*chunk));
+        let tables = shapes.map(table).collect();
         let mut pool = SlotPool::new(plan.n_slots, SlotPolicy::Lru);
         (0..plan.n_slots).try_for_each(|slot| pool.release(slot))?;
         Ok(ExpertCache {
@@ -168,14 +162,8 @@ impl ExpertCache {
             filling: Vec::new(),
             worths: HashMap::new(),
             statistics: BTreeMap::new(),
-            readers: if reads { Readers::start(READS_AT_ONCE) } else { Readers::default() },
             trace: trace.clone(),
         })
-    }
-
-    /// What reads experts from disk.
-    pub(super) fn readers(&self) -> &Readers {
-        &self.readers
     }
 
     /// The cache as it is now.
@@ -415,15 +403,10 @@ impl ExpertCache {
         let n_matrices = asked.shape.matrices.len();
         for some in to_fill.chunks(EXPERTS_AT_ONCE) {
             let start_secs = self.trace.now();
-            let parts = || (0..some.len() * n_matrices).map(|index| (some[index / n_matrices].0, index % n_matrices));
-            let read = |(expert, matrix): (usize, usize)| store.expert(asked.chunk, matrix, expert, asked.shape);
-            let from_disk = store.is_on_disk(asked.chunk);
-            let bytes: Vec<Cow<'_, [u8]>> = match from_disk {
-                true => self.readers.run(|| parts().collect::<Vec<_>>().into_par_iter().map(read).collect::<Result<_>>())?,
-                false => parts().map(read).collect::<Result<_>>()?,
-            };
+            let parts = (0..some.len() * n_matrices).map(|index| (some[index / n_matrices].0, index % n_matrices));
+            let bytes = store.experts(asked.chunk, asked.shape, &parts.collect::<Vec<_>>())?;
             let moved = Bytes(bytes.iter().map(|part| part.len() as u64).sum());
-            if from_disk {
+            if store.is_on_disk(asked.chunk) {
                 self.span(Lane::Fetch, asked, start_secs, moved);
             }
             let start_secs = self.trace.now();
@@ -482,8 +465,6 @@ impl ExpertCache {
 const HALF_LIFE: f64 = 64.0;
 /// How much more often an expert must have been asked for to be brought in place of another one that is not needed now.
 const LEAST_GAIN: f64 = 0.5;
-/// Matrices of experts that are read from disk at once.
-const READS_AT_ONCE: usize = 8;
 /// Experts that are read before they are written to their slots.
 const EXPERTS_AT_ONCE: usize = 16;
 /// Bytes of a word: what is written to a buffer is a multiple of it.

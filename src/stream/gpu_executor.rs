@@ -96,7 +96,7 @@ impl GpuExecutor {
         let expert_cache = match plan.expert_cache(device) {
             Some(cache) => {
                 let shapes = plan.cached_on(device).filter_map(|chunk| Some((chunk, expert_shape(&plan.chunks[chunk], model)?)));
-                Some(ExpertCache::new(&gpu, device, cache, shapes, (&store, &trace)).await?)
+                Some(ExpertCache::new(&gpu, device, cache, shapes, &trace).await?)
             }
             None => None,
         };
@@ -175,9 +175,17 @@ impl GpuExecutor {
         self.expert_cache.iter().flat_map(|cache| cache.statistics()).map(|(chunk, statistics)| (*chunk, *statistics))
     }
 
-    /// How often each expert that passes through the cache was asked for, by chunk and number, where what was long ago counts less.
-    pub fn expert_times(&self) -> impl Iterator<Item = ((usize, usize), f64)> {
-        self.expert_cache.iter().flat_map(|cache| cache.times(self.forward))
+    /// How often each expert that passes through the cache was asked for, by chunk, where what was long ago counts less.
+    pub fn expert_times(&self) -> BTreeMap<usize, Vec<f64>> {
+        let n_experts = |chunk: usize| expert_shape(&self.plan.chunks[chunk], &self.model).map_or(0, |shape| shape.n_experts);
+        let chunks = self.plan.cached_on(self.device);
+        let mut times: BTreeMap<usize, Vec<f64>> = chunks.map(|chunk| (chunk, vec![0.0; n_experts(chunk)])).collect();
+        for ((chunk, expert), of_expert) in self.expert_cache.iter().flat_map(|cache| cache.times(self.forward)) {
+            if let Some(own) = times.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
+                *own = of_expert;
+            }
+        }
+        times
     }
 
     /// Brings the experts of whole layers to the cache, and those that `times` says were taken most often, before the first forward.
@@ -217,16 +225,10 @@ impl GpuExecutor {
     /// # Errors
     /// Those of reading and of the adapter.
     fn keep_whole(&mut self, n_whole: usize) -> Result<()> {
+        let times = self.expert_times();
         let Some(cache) = &mut self.expert_cache else { return Ok(()) };
         let (plan, model) = (&self.plan, &self.model);
         let shape_of = |chunk: usize| expert_shape(&plan.chunks[chunk], model);
-        let mut times: BTreeMap<usize, Vec<f64>> =
-            plan.cached_on(self.device).map(|chunk| (chunk, vec![0.0; shape_of(chunk).map_or(0, |shape| shape.n_experts)])).collect();
-        for ((chunk, expert), of_expert) in cache.times(self.forward) {
-            if let Some(own) = times.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
-                *own = of_expert;
-            }
-        }
         let chunks: Vec<usize> = times.keys().copied().collect();
         let layers: Vec<&[f64]> = times.values().map(Vec::as_slice).collect();
         let whole = most_even(&layers, cache.plan().n_slots, n_whole).into_iter().filter_map(|layer| chunks.get(layer).copied());
@@ -327,9 +329,8 @@ impl GpuExecutor {
     fn compute_on_host(&mut self, chunk: usize, shape: &ExpertShape, experts: &[usize], taken: &Taken) -> Result<()> {
         let start_secs = self.trace.now();
         let host = self.host_experts.as_mut().ok_or_else(|| self.gpu.error("nothing computes experts on the host"))?;
-        let cache = self.expert_cache.as_ref().ok_or_else(|| self.gpu.error("there is no expert cache"))?;
         let tokens = TokensOfExperts { routing: &taken.routing, inputs: &taken.inputs };
-        let computed = host.compute((&self.store, cache.readers()), (chunk, shape), experts, &tokens)?;
+        let computed = host.compute(&self.store, (chunk, shape), experts, &tokens)?;
         for (row, values) in computed.rows {
             let begin = (row * size_of_val(values)) as u64;
             self.buffers.write_at(&self.gpu, WorkingBuffer::Value(computed.output), begin, bytemuck::cast_slice(values))?;
@@ -356,7 +357,7 @@ impl GpuExecutor {
         self.record_cached(chunk, OF_EACH_GROUP, &blocks)?;
         self.record_cached(chunk, OF_ALL, &blocks)?;
         self.submitter.end_chunk(Bytes::ZERO);
-        if self.submitter.is_due() { self.submit() } else { Ok(()) }
+        self.submit_if_due()
     }
 
     /// Submits what is recorded, and frees the slots that it was the last to use.
@@ -366,6 +367,10 @@ impl GpuExecutor {
             let Some(ring) = ring else { return };
             computed_from.drain(..).for_each(|slot| ring.release(gpu, slot));
         })
+    }
+
+    fn submit_if_due(&mut self) -> Result<()> {
+        if self.submitter.is_due() { self.submit() } else { Ok(()) }
     }
 
     /// Submits what is recorded and brings the first `len` bytes of a working buffer, as they are then, to the host.
@@ -441,7 +446,7 @@ impl Executor for GpuExecutor {
 
     fn compute_resident(&mut self, chunk: usize) -> Result<()> {
         self.record(chunk, None)?;
-        if self.submitter.is_due() { self.submit() } else { Ok(()) }
+        self.submit_if_due()
     }
 
     async fn compute_streamed(&mut self, chunk: usize) -> Result<()> {
@@ -503,7 +508,7 @@ impl Executor for GpuExecutor {
         let (device, forward, end_secs) = (self.device, self.forward, brought_secs);
         self.trace.add(Span { lane: Lane::Experts, device, chunk: Some(chunk), forward, start_secs, end_secs, size_bytes });
         self.submitter.end_chunk(size_bytes);
-        if self.submitter.is_due() { self.submit() } else { Ok(()) }
+        self.submit_if_due()
     }
 
     fn flush(&mut self) -> Result<()> {

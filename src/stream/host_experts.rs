@@ -1,12 +1,10 @@
 //! Experts that are missing in an adapter's cache and left to the host: their products, from host memory or disk, for the tokens that take
 //! them, while the adapter computes with the others.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::error::{Error, Result};
 use crate::host;
@@ -15,7 +13,7 @@ use crate::kernels::rope_kv::Token;
 use crate::model::{Model, Op, ValueId};
 use crate::plan::sizes::{expert_rows_bytes, packed_input_bytes};
 use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, Work, expert_products, host_steps, host_vectors, values_of_experts};
-use crate::platform::{self, Readers};
+use crate::platform;
 use crate::stream::Store;
 use crate::stream::host_values::Values;
 use crate::units::Bytes;
@@ -73,7 +71,7 @@ impl HostExperts {
     /// Those of reading.
     pub(super) fn compute(
         &mut self,
-        (store, readers): (&Store, &Readers),
+        store: &Store,
         (chunk, shape): (usize, &ExpertShape),
         experts: &[usize],
         tokens: &TokensOfExperts<'_>,
@@ -93,12 +91,8 @@ impl HostExperts {
                     (Work::Rows { slice, .. }, Op::ExpertMatMul(op)) => {
                         let dtype = store.checkpoint().catalog[of_chunk.slices[slice].tensor].dtype;
                         let matrix = matrices.next().unwrap_or(0);
-                        let read = |expert: &usize| store.expert(chunk, matrix, *expert, shape);
-                        let rows: Vec<Cow<'_, [u8]>> = match store.is_on_disk(chunk) {
-                            true => readers.run(|| experts.par_iter().map(read).collect::<Result<_>>())?,
-                            false => experts.iter().map(read).collect::<Result<_>>()?,
-                        };
-                        for (&expert, rows) in experts.iter().zip(&rows) {
+                        let wanted: Vec<(usize, usize)> = experts.iter().map(|expert| (*expert, matrix)).collect();
+                        for (&expert, rows) in experts.iter().zip(&store.experts(chunk, shape, &wanted)?) {
                             let places = [expert as u64 * op.n_rows as u64, op.n_rows as u64];
                             let params = expert_matmul::Params::of(op, model.value(op.input), places, &values.batch());
                             values.multiply_experts((op.input, Some(op.routing), op.output), &params, (dtype, rows));

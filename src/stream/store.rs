@@ -3,16 +3,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, State, StateKind, StoreKv, Unit, UnitKind};
 use crate::plan::sizes::{KvCache, position_ranges};
 use crate::plan::{Chunk, ExpertShape, Plan, Slice};
-use crate::platform::{self, DirectBuffer, Pages};
+use crate::platform::{self, DirectBuffer, Pages, Readers};
 use crate::stream::BatchToken;
 use crate::stream::fetch::{Fetch, InPlaceRead, Reads};
 use crate::units::Bytes;
@@ -35,7 +35,12 @@ pub struct Store {
     positions: Option<TensorId>,
     /// What each sequence multiplies each LoRA adapter by, where sequences choose.
     lora_scales: RwLock<Vec<Vec<f32>>>,
+    /// Read experts from disk, once any are needed.
+    readers: OnceLock<Readers>,
 }
+
+/// Matrices of experts that are read from disk at once.
+const READS_AT_ONCE: usize = 8;
 
 /// A matrix whose rows tokens name.
 #[derive(Debug)]
@@ -74,8 +79,8 @@ impl Store {
         let embeddings = load_embeddings(&checkpoint, model, &plan, progress)?;
         let reads_of = |(index, chunk)| Reads::of(chunk, plan.executor(index), &checkpoint.catalog);
         let reads = plan.chunks.iter().enumerate().map(reads_of).collect();
-        let lora_scales = RwLock::default();
-        Ok(Store { checkpoint, plan, host_memory, places, reads, embeddings, positions: model.positions(), lora_scales })
+        let (positions, lora_scales, readers) = (model.positions(), RwLock::default(), OnceLock::new());
+        Ok(Store { checkpoint, plan, host_memory, places, reads, embeddings, positions, lora_scales, readers })
     }
 
     /// The checkpoint whose bytes these are.
@@ -119,11 +124,22 @@ impl Store {
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
     }
 
-    /// The rows of one expert in slice `matrix` of a chunk that passes through an expert cache.
+    /// The rows of experts in slices of a chunk that passes through an expert cache: of each expert with the number of the slice. What is on
+    /// disk is read several at a time.
     ///
     /// # Errors
     /// Those of reading.
-    pub(super) fn expert(&self, chunk: usize, matrix: usize, expert: usize, shape: &ExpertShape) -> Result<Cow<'_, [u8]>> {
+    pub(super) fn experts(&self, chunk: usize, shape: &ExpertShape, wanted: &[(usize, usize)]) -> Result<Vec<Cow<'_, [u8]>>> {
+        let read = |&(expert, matrix): &(usize, usize)| self.expert(chunk, matrix, expert, shape);
+        if !self.is_on_disk(chunk) {
+            return wanted.iter().map(read).collect();
+        }
+        let readers = self.readers.get_or_init(|| Readers::start(READS_AT_ONCE));
+        readers.run(|| wanted.par_iter().map(read).collect())
+    }
+
+    /// The rows of one expert in slice `matrix` of a chunk.
+    fn expert(&self, chunk: usize, matrix: usize, expert: usize, shape: &ExpertShape) -> Result<Cow<'_, [u8]>> {
         let slice = self.plan.chunks[chunk].slices.get(matrix).zip(shape.matrices.get(matrix));
         let (slice, &(_, len)) = slice.ok_or_else(|| Error::internal("an expert has no such matrix"))?;
         let begin = expert as u64 * len;
