@@ -1,6 +1,7 @@
 // A file of this machine by its address, file:///…, where the package runs outside of a browser, as in Deno. Read synchronously.
 
 import { InvalidFileError } from '../errors.js';
+import { truncated } from './file.js';
 
 /** Bytes of one read. They are copied on, since not every memory of wasm can be read into. */
 const MAX_READ = 4 << 20;
@@ -40,7 +41,7 @@ export class DiskSource {
     const bytes = new Uint8Array(Math.min(MAX_READ, into.length));
     for (let done = 0; done < into.length; ) {
       const n = fs.readSync(this.#descriptor, bytes, 0, Math.min(bytes.length, into.length - done), offset + done);
-      if (n === 0) throw new InvalidFileError(`${this.name}: ends at byte ${offset + done}, where ${offset + into.length} were expected; the file is truncated`);
+      if (n === 0) throw truncated(this.name, offset + done, offset + into.length);
       into.set(bytes.subarray(0, n), done);
       done += n;
     }

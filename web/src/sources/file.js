@@ -5,6 +5,11 @@ import { InvalidFileError } from '../errors.js';
 /** Bytes that one read of the browser brings; more would only make a larger copy. */
 const MAX_READ = 16 << 20;
 
+/** The error of a file `name` that ends at byte `end`, where `expected` were. */
+export function truncated(name, end, expected) {
+  return new InvalidFileError(`${name}: ends at byte ${end}, where ${expected} were expected; the file is truncated`);
+}
+
 /** Opens a `File`. Where none can be read synchronously, outside of browsers, all of it is read now. */
 export async function openFile(name, file) {
   return typeof FileReaderSync === 'function' ? new FileSource(name, file) : new BytesSource(name, new Uint8Array(await file.arrayBuffer()));
@@ -42,7 +47,7 @@ export class FileSource {
       throw new InvalidFileError(`${this.name}: the file was changed, moved or removed after it was chosen; choose it again`);
     }
     if (bytes.length !== end - begin) {
-      throw new InvalidFileError(`${this.name}: ends at byte ${begin + bytes.length}, where ${end} were expected; the file is truncated`);
+      throw truncated(this.name, begin + bytes.length, end);
     }
     return bytes;
   }
@@ -60,7 +65,7 @@ class BytesSource {
 
   read(offset, into) {
     const found = this.#bytes.subarray(offset, offset + into.length);
-    if (found.length !== into.length) throw new InvalidFileError(`${this.name}: ends at byte ${this.size}, where ${offset + into.length} were expected; the file is truncated`);
+    if (found.length !== into.length) throw truncated(this.name, this.size, offset + into.length);
     into.set(found);
   }
 

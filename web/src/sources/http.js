@@ -1,7 +1,8 @@
 // A file on a server, read in ranges by synchronous requests: only in a worker.
 // A server's answers are untrusted input: the status, the range and the length of every answer are checked before a byte is used.
 
-import { InvalidFileError, ServerError } from '../errors.js';
+import { ServerError } from '../errors.js';
+import { truncated } from './file.js';
 
 /** Small reads, as of headers, are served from blocks of this size. */
 const BLOCK = 1 << 20;
@@ -77,7 +78,7 @@ export class HttpSource {
   /** Fills `into` from `offset`. */
   read(offset, into) {
     if (offset + into.length > this.size) {
-      throw new InvalidFileError(`${this.name}: ends at byte ${this.size}, where ${offset + into.length} were expected; the file is truncated`);
+      throw truncated(this.name, this.size, offset + into.length);
     }
     if (into.length >= BLOCK) return void into.set(this.#range(offset, into.length));
     for (let done = 0; done < into.length; ) {
@@ -168,7 +169,7 @@ export class PrefixSource {
   /** Fills `into` from `offset`, within the beginning. */
   read(offset, into) {
     const end = offset + into.length;
-    if (end > this.size) throw new InvalidFileError(`${this.name}: ends at byte ${this.size}, where ${end} were expected; the file is truncated`);
+    if (end > this.size) throw truncated(this.name, this.size, end);
     if (end > this.#bytes.length) {
       throw new ServerError(`${this.#url}: the server sends no ranges, so that the model cannot be streamed from it; download it first (the Load button does)`, {
         url: this.#url,
