@@ -6,6 +6,7 @@ use std::time::Instant;
 use tierflow::DType;
 use tierflow::host::simd::simd;
 use tierflow::host::{self, Input};
+use tierflow::kernels::kv_tables::{BLOCK_POSITIONS, with_tables};
 use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
 
@@ -65,7 +66,7 @@ fn bench_attention(kv_len: u32, n_tokens: u32) {
         n_heads: 9,
         n_kv_heads: 3,
         head_size: 64,
-        n_seqs: 1,
+        n_blocks: kv_len.div_ceil(BLOCK_POSITIONS),
         kv_capacity: kv_len,
         window: 0,
         scale: 0.125,
@@ -76,11 +77,13 @@ fn bench_attention(kv_len: u32, n_tokens: u32) {
         in_chunks: 0,
     };
     let tokens: Vec<Token> = (kv_len - n_tokens..kv_len).map(|position| Token::new(0, position, position + 1)).collect();
-    let cache = host::KvCache::Floats(vec![0.25; (3 * kv_len * 64) as usize]);
+    let table: Vec<u32> = (0..params.n_blocks).rev().collect();
+    let placed = with_tables(tokens, |_| &table);
+    let cache = host::KvCache::Floats(vec![0.25; (3 * params.n_blocks * BLOCK_POSITIONS * 64) as usize]);
     let query = vec![0.5; (n_tokens * 9 * 64) as usize];
     let mut mixed = vec![0.0; query.len()];
     let secs = best(|| {
-        host::among_threads(|| host::attention(&params, &query, &tokens, [&cache, &cache], None, std::hint::black_box(&mut mixed)));
+        host::among_threads(|| host::attention(&params, &query, &placed, [&cache, &cache], None, std::hint::black_box(&mut mixed)));
     });
     println!("attention of {n_tokens} at {kv_len} {:>10.1} µs", secs * 1e6);
 }

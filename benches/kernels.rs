@@ -13,6 +13,7 @@ use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use tierflow::kernels::attention::AttentionVariant;
+use tierflow::kernels::kv_tables::{BLOCK_POSITIONS, with_tables};
 use tierflow::kernels::{Binding, attention, glu, matmul, rms_norm, rope_kv, top_k};
 use tierflow::model::Activation;
 use tierflow::units::Bytes;
@@ -139,7 +140,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             n_heads: 9,
             n_kv_heads: 3,
             head_size: 64,
-            n_seqs: 1,
+            n_blocks: 2048 / BLOCK_POSITIONS,
             kv_capacity: 2048,
             window: 0,
             scale: 0.125,
@@ -151,8 +152,10 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
         };
         arena.push(gpu, &params)?;
         let tokens: Vec<rope_kv::Token> = (0..n_tokens).map(|t| rope_kv::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();
-        let places = buffer(gpu, n_tokens as u64 * 16)?;
-        gpu.queue.write_buffer(&places, 0, bytemuck::cast_slice(&tokens));
+        let table: Vec<u32> = (0..params.n_blocks).rev().collect();
+        let placed = with_tables(tokens, |_| &table);
+        let places = buffer(gpu, size_of_val(placed.as_slice()) as u64)?;
+        gpu.queue.write_buffer(&places, 0, bytemuck::cast_slice(&placed));
         let parts = buffer(gpu, attention::parts_bytes(&params).max(1))?;
         let bindings = attention::Bindings {
             query: read,

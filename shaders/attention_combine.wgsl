@@ -2,7 +2,7 @@
 // what the parts that attention_token.wgsl and its like write come to.
 //
 // params    those of the parts' dispatch
-// tokens    [n_tokens] of (seq, position, kv_len, 0)
+// tokens    [n_tokens] of (seq, position, kv_len, rows to the table)
 // parts     [n_tokens, n_heads, n_parts, head_size + 4] f32: sum, maximum, total, 0, 0; only those with positions that the token sees are read
 // sinks     [n_heads] f32, as there (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32

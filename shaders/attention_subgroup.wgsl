@@ -3,8 +3,8 @@
 //
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32, read 16 bytes at a time
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says, read 16 bytes at a time
+// tokens       [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
+// key_cache    [n_blocks, n_kv_heads, KV_BLOCK, head_size] as KEY_DTYPE says, read 16 bytes at a time
 // value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output     as in attention_token.wgsl, with IS_SPLIT in parts
@@ -119,13 +119,13 @@ fn main(
             return;
         }
     }
-    let cache_row = (sight.seq * params.n_kv_heads + kv_head) * params.kv_capacity;
+    let table = table_of(index / n_groups);
 
     load_queries(index * HEADS * OCTETS * 2u, lane); // index * HEADS counts the heads of all tokens
     var maxima = vec4<f32>(LOWEST);
     var totals = vec4<f32>(0.0);
     for (var position = begin; position < end; position += LANES) {
-        let own_row = cache_row + min(position + lane, end - 1u);
+        let own_row = row_at(table, kv_head, min(position + lane, end - 1u));
         scores = vec4<f32>(0.0);
         score_octets(own_row, 0u);
         score_octets(own_row, 4u);
@@ -149,16 +149,14 @@ fn main(
                 sums[h * rounds() * 2u + i] *= rescale;
             }
         }
-        let row = cache_row + position;
-        let last_row = cache_row + end - 1u;
-        add_row(row, lane, subgroupBroadcast(shares, 0u));
-        add_row(min(row + 1u, last_row), lane, subgroupBroadcast(shares, 1u));
-        add_row(min(row + 2u, last_row), lane, subgroupBroadcast(shares, 2u));
-        add_row(min(row + 3u, last_row), lane, subgroupBroadcast(shares, 3u));
-        add_row(min(row + 4u, last_row), lane, subgroupBroadcast(shares, 4u));
-        add_row(min(row + 5u, last_row), lane, subgroupBroadcast(shares, 5u));
-        add_row(min(row + 6u, last_row), lane, subgroupBroadcast(shares, 6u));
-        add_row(min(row + 7u, last_row), lane, subgroupBroadcast(shares, 7u));
+        add_row(subgroupBroadcast(own_row, 0u), lane, subgroupBroadcast(shares, 0u));
+        add_row(subgroupBroadcast(own_row, 1u), lane, subgroupBroadcast(shares, 1u));
+        add_row(subgroupBroadcast(own_row, 2u), lane, subgroupBroadcast(shares, 2u));
+        add_row(subgroupBroadcast(own_row, 3u), lane, subgroupBroadcast(shares, 3u));
+        add_row(subgroupBroadcast(own_row, 4u), lane, subgroupBroadcast(shares, 4u));
+        add_row(subgroupBroadcast(own_row, 5u), lane, subgroupBroadcast(shares, 5u));
+        add_row(subgroupBroadcast(own_row, 6u), lane, subgroupBroadcast(shares, 6u));
+        add_row(subgroupBroadcast(own_row, 7u), lane, subgroupBroadcast(shares, 7u));
     }
     let all_totals = subgroupAdd(totals);
     if !IS_SPLIT {

@@ -3,8 +3,8 @@
 //
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32, read 16 bytes at a time
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says, read 16 bytes at a time
+// tokens       [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
+// key_cache    [n_blocks, n_kv_heads, KV_BLOCK, head_size] as KEY_DTYPE says, read 16 bytes at a time
 // value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
@@ -194,13 +194,14 @@ fn main(
             run.end = max(run.end, next.end);
             token++;
         }
-        let cache_row = (run.seq * params.n_kv_heads + kv_head) * params.kv_capacity;
-        let last_row = cache_row + max(run.end, 1u) - 1u;
+        let table = table_of(first_of_run);
         maxima = vec4<f32>(LOWEST);
         totals = vec4<f32>(0.0);
         clear_sums();
         for (var position = run.begin / BLOCK * BLOCK; position < run.end; position += BLOCK) {
-            load_block(cache_row + position, last_row, lane);
+            // BLOCK divides KV_BLOCK, so that its rows lie side by side.
+            let row = row_at(table, kv_head, position);
+            load_block(row, row + min(BLOCK, run.end - position) - 1u, lane);
             let positions = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u);
             let is_seen = positions >= vec4<u32>(sight.begin) & positions < vec4<u32>(sight.end);
             add_block(0u, is_seen);

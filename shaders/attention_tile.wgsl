@@ -2,8 +2,8 @@
 //
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says
+// tokens       [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
+// key_cache    [n_blocks, n_kv_heads, KV_BLOCK, head_size] as KEY_DTYPE says
 // value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
@@ -40,18 +40,18 @@ fn sees(sight: Sight, position: u32) -> bool {
     return position >= sight.begin && position < sight.end;
 }
 
-// Loads the block of rows that begins at `row`; past `last_row` that one is repeated.
-fn load_keys(lane: u32, row: u32, last_row: u32) {
+// Loads the block of positions that begins at `position`; past `last` that one is repeated.
+fn load_keys(lane: u32, table: u32, kv_head: u32, position: u32, last: u32) {
     for (var i = lane; i < BLOCK * OCTETS; i += LANES) {
-        let octet = key_octet(min(row + i / OCTETS, last_row) * OCTETS + i % OCTETS);
+        let octet = key_octet(row_at(table, kv_head, min(position + i / OCTETS, last)) * OCTETS + i % OCTETS);
         tile[i * 2u] = octet.low;
         tile[i * 2u + 1u] = octet.high;
     }
 }
 
-fn load_values(lane: u32, row: u32, last_row: u32) {
+fn load_values(lane: u32, table: u32, kv_head: u32, position: u32, last: u32) {
     for (var i = lane; i < BLOCK * OCTETS; i += LANES) {
-        let octet = value_octet(min(row + i / OCTETS, last_row) * OCTETS + i % OCTETS);
+        let octet = value_octet(row_at(table, kv_head, min(position + i / OCTETS, last)) * OCTETS + i % OCTETS);
         tile[i * 2u] = octet.low;
         tile[i * 2u + 1u] = octet.high;
     }
@@ -99,8 +99,8 @@ fn main(
             run.end = max(run.end, next.end);
             token++;
         }
-        let cache_row = (run.seq * params.n_kv_heads + kv_head) * params.kv_capacity;
-        let last_row = cache_row + max(run.end, 1u) - 1u;
+        let table = table_of(first_of_run);
+        let last = max(run.end, 1u) - 1u;
 
         var sums: array<vec4<f32>, LANE_QUADS>;
         for (var i = 0u; i < LANE_QUADS; i++) {
@@ -110,7 +110,7 @@ fn main(
         var total = 0.0;
         for (var position = run.begin / BLOCK * BLOCK; position < run.end; position += BLOCK) {
             workgroupBarrier(); // the values and shares of the block before are used up
-            load_keys(lane, cache_row + position, last_row);
+            load_keys(lane, table, kv_head, position, last);
             workgroupBarrier(); // the keys are loaded
             for (var p = 0u; p < BLOCK; p++) {
                 var part = 0.0;
@@ -120,7 +120,7 @@ fn main(
                 scores[p * LANES + lane] = part;
             }
             workgroupBarrier(); // the scores are written; the keys are used up
-            load_values(lane, cache_row + position, last_row);
+            load_values(lane, table, kv_head, position, last);
             var shares: array<f32, MAX_BLOCK>;
             var new_maximum = maximum;
             for (var p = 0u; p < BLOCK; p++) {

@@ -3,8 +3,8 @@
 //
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says
+// tokens       [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
+// key_cache    [n_blocks, n_kv_heads, KV_BLOCK, head_size] as KEY_DTYPE says
 // value_cache  as key_cache, as VALUE_DTYPE says
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
@@ -42,16 +42,17 @@ var<workgroup> scaled_query: array<vec4<f32>, HEADS * OCTETS * 2>;   // [HEADS, 
 var<workgroup> sums: array<vec4<f32>, HEADS * SHARERS * OCTETS * 2>; // [HEADS, SHARERS, OCTETS, 2], each used by one lane only until the end
 var<workgroup> shares: array<f32, HEADS * LANES * POSITIONS>;        // [HEADS, block], exp(score - maximum)
 var<workgroup> of_lanes: array<f32, HEADS * LANES>;                  // [HEADS, LANES], each lane's maximum, at last its total
+var<workgroup> rows: array<u32, LANES * POSITIONS>;                  // [block], those of the caches
 
-// The scores of POSITIONS positions from `first` on, LANES apart; past `count` the last one is repeated.
-fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
+// The scores of POSITIONS positions of a block, from that of `lane` on and LANES apart, whose rows this lane has found.
+fn score(lane: u32) -> array<f32, MAX_SCORES> {
     var scores: array<f32, MAX_SCORES>;
     for (var s = 0u; s < HEADS * POSITIONS; s++) {
         scores[s] = 0.0;
     }
     for (var octet = 0u; octet < OCTETS; octet++) {
         for (var p = 0u; p < POSITIONS; p++) {
-            let keys = key_octet((row + min(first + p * LANES, count - 1u)) * OCTETS + octet);
+            let keys = key_octet(rows[lane + p * LANES] * OCTETS + octet);
             for (var h = 0u; h < HEADS; h++) {
                 let place = (h * OCTETS + octet) * 2u;
                 let low = add_products(keys.low, scaled_query[place], scores[h * POSITIONS + p]);
@@ -67,9 +68,16 @@ fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
     return scores;
 }
 
-// Adds the shares of `count` rows from `row` on to the sums, which are first scaled to the new maxima.
+// Finds the rows of POSITIONS of `count` positions from `first` on, from that of `lane` on and LANES apart; past them the last one is repeated.
+fn find_rows(lane: u32, table: u32, kv_head: u32, first: u32, count: u32) {
+    for (var p = 0u; p < POSITIONS; p++) {
+        rows[lane + p * LANES] = row_at(table, kv_head, first + min(lane + p * LANES, count - 1u));
+    }
+}
+
+// Adds the shares of the block's `count` rows to the sums, which are first scaled to the new maxima.
 // Where there are more lanes than octets, several share the positions of an octet.
-fn add_values(lane: u32, row: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
+fn add_values(lane: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
     let block = LANES * POSITIONS;
     for (var slot = lane; slot < SHARERS * OCTETS; slot += LANES) {
         let octet = slot % OCTETS;
@@ -81,7 +89,7 @@ fn add_values(lane: u32, row: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
             high[h] = rescale[h] * sums[index + 1u];
         }
         for (var j = slot / OCTETS; j < count; j += SHARERS) {
-            let values = value_octet((row + j) * OCTETS + octet);
+            let values = value_octet(rows[j] * OCTETS + octet);
             for (var h = 0u; h < HEADS; h++) {
                 let share = vec4<f32>(shares[h * block + j]);
                 low[h] = fma(share, values.low, low[h]);
@@ -154,7 +162,7 @@ fn main(
         begin = max(begin, part * PART_POSITIONS);
         end = min(end, (part + 1u) * PART_POSITIONS);
     }
-    let cache_row = (sight.seq * params.n_kv_heads + kv_head) * params.kv_capacity;
+    let table = table_of(index / n_groups);
     let n_quads = OCTETS * 2u;
 
     begin_heads(lane, index * HEADS * n_quads); // index * HEADS counts the heads of all tokens
@@ -167,8 +175,9 @@ fn main(
     let block = LANES * POSITIONS;
     for (var position = begin; position < end; position += block) {
         let count = min(end - position, block);
-        workgroupBarrier(); // the queries are loaded; the shares of the block before are used up
-        let scores = score(lane, cache_row + position, count);
+        workgroupBarrier(); // the queries are loaded; the shares and rows of the block before are used up
+        find_rows(lane, table, kv_head, position, count);
+        let scores = score(lane);
         for (var h = 0u; h < HEADS; h++) {
             var maximum = scores[h * POSITIONS];
             for (var p = 1u; p < POSITIONS; p++) {
@@ -194,8 +203,8 @@ fn main(
                 }
             }
         }
-        workgroupBarrier(); // the shares are written; the maxima of all lanes are used up
-        add_values(lane, cache_row + position, count, rescale);
+        workgroupBarrier(); // the shares and rows are written; the maxima of all lanes are used up
+        add_values(lane, count, rescale);
     }
     for (var h = 0u; h < HEADS; h++) {
         of_lanes[h * LANES + lane] = totals[h];

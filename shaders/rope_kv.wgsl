@@ -3,11 +3,11 @@
 //
 // params       one per dispatch
 // cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
+// tokens       [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key; with HAS_VALUES alone
 // query        [n_tokens, n_heads, head_size] f32, read and written
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16, as KEY_DTYPE says
+// key_cache    [n_blocks, n_kv_heads, KV_BLOCK, head_size] f32, or f16, as KEY_DTYPE says
 // value_cache  as key_cache, as VALUE_DTYPE says; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per four values of a head: two pairs, which are whole words of a cache. What lies behind a head's first rotary_size
@@ -107,16 +107,19 @@ fn main(invocation: Invocation) {
         query[second + 1u] = v.w;
         return;
     }
-    let seq = tokens[t].x;
     let position = tokens[t].y;
-    if seq >= params.n_seqs || position >= params.kv_capacity {
+    if position >= params.kv_capacity {
+        return;
+    }
+    let block = block_at(table_of(t), position);
+    if block >= params.n_blocks {
         return;
     }
     let head = row - params.n_heads;
     let begin = (t * params.n_kv_heads + head) * params.head_size;
     let first = begin + place.first;
     let second = begin + place.second;
-    let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * params.head_size;
+    let cached = row_in(block, head, position) * params.head_size;
     let k = rotated(vec4<f32>(key[first], key[first + 1u], key[second], key[second + 1u]), turns);
     store(cached, place, k, vec4<f32>(value[first], value[first + 1u], value[second], value[second + 1u]));
 }

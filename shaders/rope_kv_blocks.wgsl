@@ -3,11 +3,11 @@
 //
 // params       one per dispatch
 // cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
+// tokens       [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key; with HAS_VALUES alone
 // query        [n_tokens, n_heads, head_size] f32, read and written
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KEY_DTYPE says; of blocks the values, then their scales
+// key_cache    [n_blocks, n_kv_heads, KV_BLOCK, head_size] as KEY_DTYPE says; of blocks the values, then their scales
 // value_cache  as key_cache, as VALUE_DTYPE says; without HAS_VALUES anything, since keys are the values as well
 //
 // One workgroup per head of a token: its queries, its keys, its values. The keys and values of a token outside the cache are dropped.
@@ -93,7 +93,7 @@ fn store_blocks(is_value: bool, dtype: u32, cached: u32, octet: u32) {
     let own = scale_at(begin / 32u * 32u, dtype);
     let low = own.inverse * vec4<f32>(row[begin], row[begin + 1u], row[begin + 2u], row[begin + 3u]);
     let high = own.inverse * vec4<f32>(row[begin + 4u], row[begin + 5u], row[begin + 6u], row[begin + 7u]);
-    let n_rows = params.n_seqs * params.n_kv_heads * params.kv_capacity;
+    let n_rows = params.n_blocks * params.n_kv_heads * KV_BLOCK;
     let place = cached * OCTETS + octet;
     var first_scale = n_rows * OCTETS;
     if dtype == KV_Q8_0 {
@@ -156,12 +156,15 @@ fn main(
         }
     }
     workgroupBarrier(); // the row is there
-    let seq = tokens[t].x;
     let position = tokens[t].y;
-    if is_query || !is_row || seq >= params.n_seqs || position >= params.kv_capacity {
+    if is_query || !is_row || position >= params.kv_capacity {
         return;
     }
-    let cached = (seq * params.n_kv_heads + head) * params.kv_capacity + position;
+    let block = block_at(table_of(t), position);
+    if block >= params.n_blocks {
+        return;
+    }
+    let cached = row_in(block, head, position);
     for (var octet = lane; octet < OCTETS; octet += LANES) {
         store_octet(is_value, cached, octet);
     }

@@ -3,12 +3,12 @@
 //
 // params        one per dispatch
 // cos_sin       [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
-// tokens        [n_tokens] of (seq, position, kv_len, 0)
+// tokens        [n_tokens] of (seq, position, kv_len, rows to the table), and the tables of their sequences
 // key           [n_tokens, n_kv_heads, head_size] f32
 // value         as key; with HAS_VALUES alone
 // query         [n_tokens, n_heads, head_size] f32
 // rotated_query [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
-// key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16, as KEY_DTYPE says
+// key_cache     [n_blocks, n_kv_heads, KV_BLOCK, padded] f32, or f16, as KEY_DTYPE says
 // value_cache   as key_cache, as VALUE_DTYPE says; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
@@ -89,14 +89,17 @@ fn main(invocation: Invocation) {
         rotated_query[head * padded + i + 1u] = rotated_query_at(t, head * params.head_size, i + 1u);
         return;
     }
-    let seq = tokens[t].x;
     let position = tokens[t].y;
-    if seq >= params.n_seqs || position >= params.kv_capacity {
+    if position >= params.kv_capacity {
+        return;
+    }
+    let block = block_at(table_of(t), position);
+    if block >= params.n_blocks {
         return;
     }
     let head = row - params.n_heads;
     let begin = (t * params.n_kv_heads + head) * params.head_size;
-    let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * padded;
+    let cached = row_in(block, head, position) * padded;
     let k = vec2<f32>(rotated_key_at(t, begin, i), rotated_key_at(t, begin, i + 1u));
     store(cached + i, k, vec2<f32>(value_at(begin, i), value_at(begin, i + 1u)));
 }

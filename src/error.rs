@@ -205,6 +205,13 @@ pub enum Error {
         /// Which layers, and what happened.
         reason: String,
     },
+    /// More tokens than the KV cache has room for.
+    KvCacheFull {
+        /// How many need room.
+        needed: usize,
+        /// How many there is room for.
+        available: usize,
+    },
     /// All sequences that the plan provides for are in use.
     AllSequencesInUse {
         /// How many there are.
@@ -310,6 +317,9 @@ impl Error {
             }
             Error::Network { url, reason } => format!("{url}: {reason}"),
             Error::StageFailed { reason } => format!("a later stage of the model failed: {reason}"),
+            Error::KvCacheFull { needed, available } => {
+                format!("{needed} more tokens need room in the KV cache, which has room for {available}")
+            }
             Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),
             Error::EngineGone => "the engine has ended; load the model again".to_owned(),
             Error::Interrupted => "interrupted".to_owned(),
@@ -339,6 +349,7 @@ impl Error {
                 [Remedy::other("lower the learning rate"), Remedy::other("let it rise over more steps"), Remedy::other("shorten gradients")]
                     .into()
             }
+            Error::KvCacheFull { .. } => [Remedy::other("clear a sequence"), Remedy::Raise(Setting::KvSize)].into(),
             Error::AllSequencesInUse { .. } => [Remedy::other("drop one"), Remedy::Raise(Setting::NSeqs)].into(),
             _ => Advice::default(),
         }

@@ -7,14 +7,17 @@
 //! gets bit for bit what it gets alone, and a long prompt holds the others up for one part of it at a time. Drafts of the sequences take
 //! what room is left.
 //!
-//! What a prompt has in common with the text of another sequence is copied from there. Where that one is still reading it, the prompt
-//! waits: many requests with one system prompt read it once.
+//! What a prompt has in common with the text of another sequence is not computed again: both have the same blocks of the cache. Where that one
+//! is still reading it, the prompt waits: many requests with one system prompt read it once.
+//!
+//! A generation begins once the cache has room for all that it may become; what sequences keep from earlier texts makes room for it.
 //!
 //! Where an adapter is lost, the engine is opened again if it was said how, and generations under way read their texts once more.
 //!
 //! [`MAX_TOKENS_TOGETHER`]: crate::stream::MAX_TOKENS_TOGETHER
 
 mod histories;
+mod room;
 
 use std::collections::VecDeque;
 use std::ops::Deref;
@@ -32,7 +35,7 @@ use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, drafted, n_known};
-use crate::stream::{Batch, BatchToken, ExpertStatistics, Logits, LogitsRequest};
+use crate::stream::{Batch, BatchToken, ExpertStatistics, KvBlocks, Logits, LogitsRequest};
 use crate::text::{Pooling, Sampler};
 use crate::units::Bytes;
 
@@ -433,6 +436,8 @@ impl Stream for TokenStream {
 impl Drop for TokenStream {
     fn drop(&mut self) {
         self.cancelled.store(true, Ordering::Relaxed);
+        // Others may wait for its room in the cache. Where the engine is gone, nobody does.
+        let _ = self.commands.send(Command::Wake);
     }
 }
 
@@ -453,6 +458,12 @@ struct EngineThread {
     running: VecDeque<Running>,
     /// What is kept of sequences that made room for others.
     histories: Histories,
+    /// Generations that were under way when another one did not find room in the cache: it waits until these are others.
+    full_with: Option<usize>,
+    /// Generations that have begun so far.
+    n_begun: u64,
+    /// Tokens whose logits are asked for, in the order of coming.
+    scorings: VecDeque<Scoring>,
 }
 
 /// A sequence as the engine's thread keeps it.
@@ -461,6 +472,8 @@ struct SequenceState {
     is_open: bool,
     /// Tokens in its cache.
     tokens: Vec<u32>,
+    /// Which of all generations was the last one to begin there.
+    last_use: u64,
 }
 
 /// How much of a prompt is cached.
@@ -494,6 +507,8 @@ struct Begun {
     draft: Vec<u32>,
     /// Whether the listener knows that the prompt was read.
     prompt_is_reported: bool,
+    /// Blocks of the cache that it may come to have.
+    n_reserved: usize,
 }
 
 /// Who gets the steps.
@@ -561,7 +576,19 @@ impl EngineThread {
     fn new(engine: Engine, reopen: Option<Reopen>, told: Arc<Told>) -> EngineThread {
         let sequences = (0..engine.plan().n_seqs).map(|_| SequenceState::default()).collect();
         let (running, histories) = (VecDeque::new(), Histories::default());
-        EngineThread { engine, reopen, told, n_losses: 0, is_lost: false, sequences, running, histories }
+        EngineThread {
+            engine,
+            reopen,
+            told,
+            n_losses: 0,
+            is_lost: false,
+            sequences,
+            running,
+            histories,
+            full_with: None,
+            n_begun: 0,
+            scorings: VecDeque::new(),
+        }
     }
 
     /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
@@ -576,7 +603,7 @@ impl EngineThread {
             self.running.retain(|running| !running.listener.is_gone());
             (0..).zip(&self.sequences).for_each(|(sequence, state)| self.told.note_cached(sequence, state.tokens.len()));
             self.told.of_histories.store(self.histories.size().0, Ordering::Relaxed);
-            if !self.running.iter().any(|running| running.listener.has_room()) {
+            if !self.can_go_on() {
                 match commands.recv() {
                     Ok(command) => self.execute(command),
                     Err(_) => return,
@@ -585,7 +612,13 @@ impl EngineThread {
             while let Ok(command) = commands.try_recv() {
                 self.execute(command);
             }
+            self.full_with = None;
+            self.score_what_has_room();
             self.begin();
+            if let Err(error) = self.make_room() {
+                // The forward that lacks it tells of it.
+                self.note_loss(&error);
+            }
             self.read_on();
             self.generate();
         }
@@ -593,7 +626,7 @@ impl EngineThread {
 
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
     fn reopened(self) -> Option<EngineThread> {
-        let EngineThread { engine, reopen, told, n_losses, mut sequences, mut running, mut histories, .. } = self;
+        let EngineThread { engine, reopen, told, n_losses, mut sequences, mut running, mut histories, n_begun, scorings, .. } = self;
         let scales: Vec<Vec<f32>> = (0..).take(sequences.len()).map(|sequence| engine.lora_scales(sequence).to_vec()).collect();
         // Two engines may have no room beside each other.
         drop(engine);
@@ -628,7 +661,20 @@ impl EngineThread {
         sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
         // Another plan may have other devices.
         histories.clear();
-        Some(EngineThread { engine, reopen: Some(reopen), told, n_losses, is_lost: false, sequences, running, histories })
+        let reopen = Some(reopen);
+        Some(EngineThread {
+            engine,
+            reopen,
+            told,
+            n_losses,
+            is_lost: false,
+            sequences,
+            running,
+            histories,
+            full_with: None,
+            n_begun,
+            scorings,
+        })
     }
 
     /// Notes the loss of an adapter, where that is the error; whether the engine is opened again for it.
@@ -656,6 +702,7 @@ impl EngineThread {
                 self.running.retain(|running| running.sequence != sequence);
                 if let Some(state) = self.sequences.get_mut(sequence as usize) {
                     *state = SequenceState::default();
+                    self.engine.clear_sequence(sequence);
                 }
             }
             Command::Generate(running) => {
@@ -672,7 +719,10 @@ impl EngineThread {
                     let _ = reply.send(embedding);
                 }
             }
-            Command::Score(scoring) => self.score(scoring),
+            Command::Score(scoring) => {
+                self.running.retain(|running| running.sequence != scoring.sequence);
+                self.scorings.push_back(scoring);
+            }
             Command::Ask(ask) => ask(&self.engine),
             Command::Scale(sequence, scales) => {
                 if self.engine.lora_scales(sequence) != scales
@@ -696,16 +746,29 @@ impl EngineThread {
         }
     }
 
+    /// Gives the logits that were asked for, in the order of coming, while there is room.
+    fn score_what_has_room(&mut self) {
+        while let Some(scoring) = self.scorings.pop_front() {
+            let n_tokens = scoring.tokens.len().min(self.engine.plan().ctx_size);
+            if !scoring.reply.is_canceled() && !self.has_room(n_tokens.div_ceil(KvBlocks::BLOCK_LEN), &[]) {
+                self.note_full();
+                return self.scorings.push_front(scoring);
+            }
+            self.score(scoring);
+        }
+    }
+
     /// Gives the logits of tokens; the sequence then holds these.
     fn score(&mut self, Scoring { sequence, tokens, positions, mut each, cancelled, reply }: Scoring) {
-        self.running.retain(|running| running.sequence != sequence);
         // Where nobody waits any more, nothing is computed.
         if reply.is_canceled() {
             return;
         }
+        self.forget(sequence);
+        let n_tokens = tokens.len().min(self.engine.plan().ctx_size);
+        let made_free = self.make_free(n_tokens.div_ceil(KvBlocks::BLOCK_LEN), &[]);
         let cached = &mut self.sequences[sequence as usize].tokens;
-        cached.clear();
-        let computed = self.engine.session_of(sequence, Vec::new()).and_then(|mut session| {
+        let computed = made_free.and_then(|()| self.engine.session_of(sequence, Vec::new())).and_then(|mut session| {
             session.cancel_with(cancelled);
             match positions {
                 Positions::All => platform::block_on(session.append_scoring_all(&tokens, each))?,
@@ -735,7 +798,12 @@ impl EngineThread {
         for Running { sequence, progress, listener } in requested {
             let Progress::Requested(request) = progress else { continue };
             let known = self.known(sequence, &request.prompt);
-            if self.is_being_read(sequence, &request.prompt, known) {
+            // Whoever asked first begins first, so that nobody waits forever.
+            let is_full = self.full_with.is_some() || self.waits_for_room(sequence, known, &request);
+            if is_full {
+                self.note_full();
+            }
+            if is_full || self.is_being_read(sequence, &request.prompt, known) {
                 self.running.push_back(Running { sequence, progress: Progress::Requested(request), listener });
                 continue;
             }
@@ -749,22 +817,28 @@ impl EngineThread {
         }
     }
 
-    fn begin_one(&mut self, sequence: u32, known: Known, Request { prompt, sampler, options }: Request) -> Result<Begun> {
+    fn begin_one(&mut self, sequence: u32, known: Known, request: Request) -> Result<Begun> {
+        let n_reserved = self.n_needed(&request);
+        let Request { prompt, sampler, options } = request;
+        self.n_begun += 1;
+        self.sequences[sequence as usize].last_use = self.n_begun;
         let n_cached = known.elsewhere.map_or(known.n_own, |(_, n_tokens)| n_tokens);
         // It is taken before the sequence's own needs its room.
-        let history = self.history_of(sequence, &prompt, n_cached);
+        let history = self.history_of(sequence, &prompt, n_cached, n_reserved);
         self.keep_history(sequence, &prompt)?;
         if let Some(history) = history {
-            self.sequences[sequence as usize].tokens.clear();
+            self.forget(sequence);
+            self.make_free(history.n_blocks(), &[])?;
             self.sequences[sequence as usize].tokens = history.give_back(&mut self.engine, sequence)?;
         } else if let Some((from, n_tokens)) = known.elsewhere {
-            self.sequences[sequence as usize].tokens.clear();
+            self.forget(sequence);
+            let n_tokens = self.n_shareable(from, n_tokens)?;
             self.engine.copy_sequence(from, sequence, n_tokens)?;
             self.sequences[sequence as usize].tokens.extend_from_slice(&prompt[..n_tokens]);
         }
         let cached = &mut self.sequences[sequence as usize].tokens;
         let (state, due) = GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)?;
-        Ok(Begun { state, due, draft: Vec::new(), prompt_is_reported: false })
+        Ok(Begun { state, due, draft: Vec::new(), prompt_is_reported: false, n_reserved })
     }
 
     /// Keeps what a sequence has cached, where `prompt` makes most of it void.
@@ -777,11 +851,18 @@ impl EngineThread {
         Ok(())
     }
 
-    /// Takes what was kept that has so much more than `n_cached` tokens of `prompt` that it is worth bringing back.
-    fn history_of(&mut self, sequence: u32, prompt: &[u32], n_cached: usize) -> Option<History> {
+    /// Takes what was kept that has so much more than `n_cached` tokens of `prompt` that it is worth bringing back, where there is room for it and
+    /// for `n_reserved` blocks.
+    fn history_of(&mut self, sequence: u32, prompt: &[u32], n_cached: usize, n_reserved: usize) -> Option<History> {
         let is_recurrent = self.engine.prepared().model.is_recurrent();
         let best = self.histories.best(self.engine.lora_scales(sequence), prompt, is_recurrent);
-        best.filter(|(_, n_alike)| *n_alike >= n_cached + MIN_COPIED).and_then(|(index, _)| self.histories.take(index))
+        let (index, _) = best.filter(|(_, n_alike)| *n_alike >= n_cached + MIN_COPIED)?;
+        let history = self.histories.take(index)?;
+        if self.has_room(history.n_blocks().max(n_reserved), &[]) {
+            return Some(history);
+        }
+        self.histories.keep(history);
+        None
     }
 
     /// What is cached of a sequence's next prompt, there and elsewhere.

@@ -23,7 +23,7 @@ fn sight_of(token_index: u32) -> Sight {
     if params.is_causal == 0u {
         end = select(token.y + params.window, token.z, params.window == 0u);
     }
-    return Sight(min(token.x, params.n_seqs - 1u), begin, min(min(end, token.z), params.kv_capacity));
+    return Sight(token.x, begin, min(min(end, token.z), params.kv_capacity));
 }
 
 // Beyond 15, tanh is 1 in f32, and some drivers make it NaN.

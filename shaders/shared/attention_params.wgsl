@@ -5,8 +5,8 @@ struct Params {
     n_heads: u32,
     n_kv_heads: u32,
     head_size: u32, // OCTETS of a pipeline is an eighth of it
-    n_seqs: u32,
-    kv_capacity: u32,
+    n_blocks: u32,    // in the caches
+    kv_capacity: u32, // positions of a sequence
     window: u32, // a token sees positions less than so many away; 0: all
     scale: f32,
     key_dtype: u32,   // KEY_DTYPE of a pipeline says the same

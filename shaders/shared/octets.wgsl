@@ -81,7 +81,7 @@ fn scale_index(index: u32) -> u32 {
 // The four words of a cache of this dtype that hold the scale of octet `index`.
 fn scales_of(index: u32, dtype: u32) -> u32 {
     let in_four_words = select(4u, 2u, dtype == KV_Q8_0);
-    let first = params.n_seqs * params.n_kv_heads * params.kv_capacity * OCTETS / in_four_words;
+    let first = params.n_blocks * params.n_kv_heads * KV_BLOCK * OCTETS / in_four_words;
     return first + scale_index(index) / 8u;
 }
 

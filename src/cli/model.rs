@@ -61,6 +61,7 @@ impl<'a> Placement<'a> {
             context: if args.fit { Context::Fit } else { Context::Comfortable },
             n_seqs: args.n_seqs.filter(|n_seqs| *n_seqs > 0).map_or(options.n_seqs, |n_seqs| n_seqs as usize),
             ctx_size: (args.ctx_size > 0).then_some(args.ctx_size as usize),
+            kv_size: args.kv_size.map(|kv_size| kv_size as usize),
             ubatch_size: options.ubatch_size.or(ubatch_size.map(|n_tokens| n_tokens as usize)),
             kv_dtype: args.kv_dtype(),
             resident_layers: match args.n_gpu_layers {

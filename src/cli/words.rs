@@ -19,6 +19,7 @@ impl Words for Options {
             Setting::Fit => "fit",
             Setting::ResidentLayers => "n-gpu-layers",
             Setting::CtxSize => "ctx-size",
+            Setting::KvSize => "kv-size",
             Setting::UbatchSize => "ubatch-size",
             Setting::NSeqs => "n-seqs",
             Setting::KvDType => "kv-dtype",

@@ -27,7 +27,7 @@ use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::{ForwardSize, Plan, Workload};
 use crate::platform::clock::Instant;
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Halves, Logits, Store, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Halves, KvBlocks, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub(crate) use draft_model::DraftWish;
@@ -142,7 +142,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`] for a batch larger than planned, or one whose
-    /// earlier positions are not cached; [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails;
+    /// earlier positions are not cached; [`Error::KvCacheFull`]; [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails;
     /// [`Error::DeviceTimeout`] where an adapter does not answer ([`EngineBuilder::gpu_timeout`]); after [`Error::DeviceLost`] the model
     /// must be loaded again.
     pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
@@ -173,6 +173,9 @@ impl Engine {
         }
         self.adapt_experts(batch.workload())?;
         self.cached.begin(batch);
+        for (sequence, positions) in batch.written() {
+            self.executors.make_room(sequence, positions).map_err(|error| self.executors.cause_of(error))?;
+        }
         let begin = Instant::now();
         let logits = match self.later {
             None => self.compute(batch, given, cancelled).await?,
@@ -193,7 +196,7 @@ impl Engine {
     }
 
     /// Gives sequence `to` the first `n_tokens` positions of sequence `from` in place of its own: what two texts begin with is computed
-    /// once.
+    /// once, and kept once, in whole blocks of positions.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where so many positions of `from` are not cached or there is no such sequence, and of a model with
@@ -219,9 +222,25 @@ impl Engine {
             return Ok(());
         }
         self.cached.set(to, 0);
-        self.executors.copy_positions([from, to], n_tokens).map_err(|error| self.executors.cause_of(error))?;
+        self.executors.share_positions([from, to], n_tokens).map_err(|error| self.executors.cause_of(error))?;
         self.cached.set(to, n_tokens);
         Ok(())
+    }
+
+    /// Forgets what is cached of a sequence: others get its room in the KV cache.
+    pub fn clear_sequence(&mut self, sequence: u32) {
+        self.cached.set(sequence, 0);
+        self.executors.truncate_sequence(sequence, 0);
+    }
+
+    /// Gives back blocks of the KV cache behind the first `n_tokens` positions of a sequence, which nobody goes on with.
+    pub(crate) fn give_back_blocks(&mut self, sequence: u32, n_tokens: usize) {
+        self.executors.truncate_sequence(sequence, n_tokens);
+    }
+
+    /// Which blocks of the KV cache each sequence has.
+    pub(crate) fn kv_blocks(&self) -> &KvBlocks {
+        self.executors.kv_blocks()
     }
 
     /// What a sequence multiplies each LoRA adapter by; empty where sequences choose nothing.

@@ -132,6 +132,7 @@ impl Engine {
         layers: impl Iterator<Item = Result<(usize, Vec<u8>)>>,
     ) -> Result<()> {
         self.note_cached(sequence, 0);
+        self.executors.make_room(sequence, 0..n_tokens).map_err(|error| self.executors.cause_of(error))?;
         for layer in layers {
             let (layer, kept) = layer?;
             let written = self.executors.write_layer(layer, sequence, n_tokens, &kept);

@@ -29,6 +29,8 @@ pub enum Setting {
     ResidentLayers,
     /// [`PlanOptions::ctx_size`](crate::plan::PlanOptions::ctx_size).
     CtxSize,
+    /// [`PlanOptions::kv_size`](crate::plan::PlanOptions::kv_size).
+    KvSize,
     /// [`PlanOptions::ubatch_size`](crate::plan::PlanOptions::ubatch_size).
     UbatchSize,
     /// [`PlanOptions::n_seqs`](crate::plan::PlanOptions::n_seqs).
@@ -88,6 +90,7 @@ impl Setting {
         Setting::Fit,
         Setting::ResidentLayers,
         Setting::CtxSize,
+        Setting::KvSize,
         Setting::UbatchSize,
         Setting::NSeqs,
         Setting::KvDType,
@@ -123,6 +126,7 @@ impl Setting {
             Setting::Fit => "Context::Fit",
             Setting::ResidentLayers => "resident_layers",
             Setting::CtxSize => "ctx_size",
+            Setting::KvSize => "kv_size",
             Setting::UbatchSize => "ubatch_size",
             Setting::NSeqs => "n_seqs",
             Setting::KvDType => "kv_dtype",

@@ -31,7 +31,7 @@ use deadline::{Late, Waited};
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
-pub use readback::{Readback, read};
+pub use readback::{Readback, read, read_all};
 pub use write::write;
 
 /// An adapter opened for computing under a budget.

@@ -18,11 +18,16 @@ pub struct Readback {
 /// # Errors
 /// As [`Readback::record`] and [`Readback::bytes`].
 pub async fn read(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
-    if len == 0 {
-        return Ok(Vec::new());
-    }
+    if len == 0 { Ok(Vec::new()) } else { read_all(gpu, &[(buffer, offset, len)]).await }
+}
+
+/// The same of several ranges, whose bytes come one behind the other.
+///
+/// # Errors
+/// As of [`read`].
+pub async fn read_all(gpu: &Gpu, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Vec<u8>> {
     let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("readback") });
-    let readback = Readback::record(gpu, &mut encoder, buffer, offset, len).await?;
+    let readback = Readback::record_all(gpu, &mut encoder, ranges).await?;
     gpu.queue.submit([encoder.finish()]);
     readback.bytes(gpu).await
 }

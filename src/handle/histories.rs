@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::session::n_known;
+use crate::stream::KvBlocks;
 use crate::units::Bytes;
 
 /// The cache of one sequence, as its devices store it.
@@ -20,6 +21,11 @@ pub(super) struct History {
 }
 
 impl History {
+    /// Blocks of the cache that it takes there.
+    pub(super) fn n_blocks(&self) -> usize {
+        self.tokens.len().div_ceil(KvBlocks::BLOCK_LEN)
+    }
+
     /// What is kept of `tokens` as `sequence`; `None` where not all of them are cached, or that is more than `most`.
     ///
     /// # Errors

@@ -7,13 +7,14 @@ use super::elementwise::softcap;
 use super::exp::exp;
 use crate::host::simd::{Simd, simd};
 use crate::kernels::attention::{Params, visible};
+use crate::kernels::kv_tables::{BLOCK_POSITIONS, block_at, row_in};
 use crate::kernels::rope_kv::Token;
 use crate::platform::{for_each_part, n_sharing_threads};
 
 /// Consecutive tokens that share the loads of keys and values.
 const TOKENS_AT_ONCE: usize = 8;
 /// Positions whose keys or values are decoded at once.
-const POSITIONS_AT_ONCE: usize = 64;
+const POSITIONS_AT_ONCE: usize = 2 * BLOCK_POSITIONS as usize;
 /// Products of query and key below which one thread does all: other threads would take as long to wake.
 const MIN_PARALLEL_PRODUCTS: usize = 16_384;
 /// Partial sums of a softmax.
@@ -21,20 +22,20 @@ const LANES: usize = 8;
 
 /// Attention of every token and head.
 ///
-/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, the caches of keys and of values
-/// `[n_seqs, n_kv_heads, kv_capacity, head_size]`, sinks `[n_heads]`.
+/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, `placed` the tokens with their tables, the caches of keys and of values
+/// `[n_blocks, n_kv_heads, BLOCK_POSITIONS, head_size]`, sinks `[n_heads]`.
 pub fn attention<'a>(
     params: &Params,
     query: &[f32],
-    tokens: &[Token],
+    placed: &[Token],
     caches: [impl Into<Cached<'a>>; 2],
     sinks: Option<&[f32]>,
     attention_output: &mut [f32],
 ) {
-    let tokens = &tokens[..params.n_tokens as usize];
+    let tokens = &placed[..params.n_tokens as usize];
     let sizes = Sizes::new(params);
     let token_len = sizes.n_kv_heads * sizes.group_len();
-    let attention = Attention { simd: simd(), params, sizes, query, caches: caches.map(Into::into), sinks };
+    let attention = Attention { simd: simd(), params, sizes, query, placed, caches: caches.map(Into::into), sinks };
     let attention_output = &mut attention_output[..tokens.len() * token_len];
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
@@ -87,10 +88,9 @@ struct Scratch {
     scores: Vec<f32>,
     /// As `query`.
     sums: Vec<f32>,
-    /// Of some positions, where keys and values are decoded: the cached rows, the scores and shares, and the sums.
+    /// Of some positions: the cached rows, where they are decoded, and the scores and shares.
     rows: Vec<f32>,
     some_scores: Vec<f32>,
-    some_sums: Vec<f32>,
 }
 
 /// What all threads know.
@@ -99,6 +99,7 @@ struct Attention<'a> {
     params: &'a Params,
     sizes: Sizes,
     query: &'a [f32],
+    placed: &'a [Token],
     caches: [Cached<'a>; 2],
     sinks: Option<&'a [f32]>,
 }
@@ -108,10 +109,8 @@ impl Attention<'_> {
     fn scratch(&self, tokens: &[Token], n_at_once: usize) -> Scratch {
         let Sizes { n_in_group, head_size, .. } = self.sizes;
         let n_positions = tokens.iter().map(|token| visible(self.params, token).end).max().unwrap_or(0);
-        let n_decoded = match self.caches {
-            [Cached::Floats(_), Cached::Floats(_)] => 0,
-            _ => n_positions.min(POSITIONS_AT_ONCE),
-        };
+        let n_some = n_positions.min(POSITIONS_AT_ONCE);
+        let n_decoded = if self.caches.iter().all(|cache| matches!(cache, Cached::Floats(_))) { 0 } else { n_some };
         let n_queries = n_at_once * n_in_group;
         let of = Vec::with_capacity;
         Scratch {
@@ -119,8 +118,7 @@ impl Attention<'_> {
             scores: of(n_queries * n_positions),
             sums: of(n_queries * head_size),
             rows: of(n_decoded * head_size),
-            some_scores: of(n_queries * n_decoded),
-            some_sums: of(n_queries * head_size),
+            some_scores: of(n_queries * n_some),
         }
     }
 
@@ -158,9 +156,8 @@ impl Attention<'_> {
         if begin >= end {
             return;
         }
-        let first_row = tokens.first().map_or(0, |token| token.seq as usize * n_kv_heads + kv_head) * self.params.kv_capacity as usize;
         scratch.scores.resize(tokens.len() * n_in_group * (end - begin), 0.0);
-        self.score(first_row, begin..end, scratch);
+        self.score((first, kv_head), begin..end, scratch);
         for (scores, range) in scratch.scores.chunks_exact_mut(n_in_group * (end - begin)).zip(ranges()) {
             for (head, scores) in (kv_head * n_in_group..).zip(scores.chunks_exact_mut(end - begin)) {
                 let sink = self.sinks.map(|sinks| sinks[head]);
@@ -174,15 +171,24 @@ impl Attention<'_> {
                 }
             }
         }
-        self.sum(first_row, begin..end, scratch);
+        self.sum((first, kv_head), begin..end, scratch);
+    }
+
+    /// The rows of a key head that caches hold at some positions of the sequence of token `first`: a range for each of their blocks.
+    fn rows(&self, (first, kv_head): (usize, usize), positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        of_blocks(&positions).map(move |some| {
+            let position = some.start as u32;
+            let begin = row_in(block_at(self.placed, first, position).unwrap_or_default(), self.params.n_kv_heads, kv_head, position);
+            begin..begin + some.len()
+        })
     }
 
     /// Products of each query and the keys at `positions`.
-    fn score(&self, first_row: usize, positions: Range<usize>, scratch: &mut Scratch) {
+    fn score(&self, head: (usize, usize), positions: Range<usize>, scratch: &mut Scratch) {
         let (keys, head_size) = (self.caches[0], self.sizes.head_size);
         let Scratch { query, scores, rows, some_scores, .. } = scratch;
         for some in at_once(keys, &positions) {
-            let rows = keys.rows(head_size, first_row + some.start..first_row + some.end, rows);
+            let rows = keys.rows(head_size, self.rows(head, some.clone()), rows);
             if some == positions {
                 return (self.simd.dots)(head_size, rows, query, scores);
             }
@@ -195,35 +201,40 @@ impl Attention<'_> {
     }
 
     /// Sums of the values at `positions`, in the shares that scores have become.
-    fn sum(&self, first_row: usize, positions: Range<usize>, scratch: &mut Scratch) {
+    fn sum(&self, head: (usize, usize), positions: Range<usize>, scratch: &mut Scratch) {
         let (values, head_size) = (self.caches[1], self.sizes.head_size);
-        let Scratch { scores: shares, sums, rows, some_scores: some_shares, some_sums, .. } = scratch;
+        let Scratch { scores: shares, sums, rows, some_scores: some_shares, .. } = scratch;
         for some in at_once(values, &positions) {
-            let rows = values.rows(head_size, first_row + some.start..first_row + some.end, rows);
-            if some == positions && matches!(values, Cached::Floats(_)) {
-                return (self.simd.weighted_sums)(head_size, rows, shares, sums);
-            }
+            let rows = values.rows(head_size, self.rows(head, some.clone()), rows);
             some_shares.clear();
             for shares in shares.chunks_exact(positions.len()) {
                 some_shares.extend_from_slice(&shares[some.start - positions.start..][..some.len()]);
             }
-            some_sums.resize(sums.len(), 0.0);
-            (self.simd.weighted_sums)(head_size, rows, some_shares, some_sums);
-            sums.iter_mut().zip(some_sums.iter()).for_each(|(sum, some)| *sum += some);
+            (self.simd.add_weighted_sums)(head_size, rows, some_shares, sums);
         }
     }
 }
 
-/// The positions in the parts that are read at once: all of them, or, of blocks, as many decoded ones as a processor's nearest cache holds.
-/// Parts end at multiples of that, wherever the first begins, so that no sum depends on the tokens beside.
+/// The positions in the parts that are read at once: those of a block of the cache, or, where they are decoded, as many as a processor's nearest
+/// cache holds.
 fn at_once(cache: Cached<'_>, positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let most = match cache {
-        Cached::Floats(_) => usize::MAX,
+        Cached::Floats(_) => BLOCK_POSITIONS as usize,
         Cached::Blocks(..) => POSITIONS_AT_ONCE,
     };
+    in_parts(positions, most)
+}
+
+/// The positions block by block.
+fn of_blocks(positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    in_parts(positions, BLOCK_POSITIONS as usize)
+}
+
+/// The positions in parts that end at multiples of `most`.
+fn in_parts(positions: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let (mut begin, end) = (positions.start, positions.end);
     std::iter::from_fn(move || {
-        let part = begin..(begin / most * most).saturating_add(most).min(end);
+        let part = begin..(begin / most * most + most).min(end);
         begin = part.end;
         (!part.is_empty()).then_some(part)
     })

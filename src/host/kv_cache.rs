@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::simd::simd;
 use crate::dtype::DType;
-use crate::kernels::rope_kv::{Params, Token};
+use crate::kernels::kv_tables::row_in;
+use crate::kernels::rope_kv::{Params, Token, block_of};
 
-/// Keys or values of a layer: rows of `[n_seqs, n_kv_heads, kv_capacity]`, each the values of a head.
+/// Keys or values of a layer: rows of `[n_blocks, n_kv_heads, BLOCK_POSITIONS]`, each the values of a head.
 #[derive(Debug, Clone, PartialEq)]
 pub enum KvCache {
     /// As they are.
@@ -76,15 +77,13 @@ impl KvCache {
         }
     }
 
-    /// Stores the heads of `rows`, `[n_tokens, n_kv_heads, head_size]`, where their tokens are in the cache; those outside are dropped.
-    pub fn store(&mut self, params: &Params, rows: &[f32], tokens: &[Token]) {
-        let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
-        for (token, heads) in tokens.iter().zip(rows.chunks_exact(n_kv_heads * head_size)) {
-            if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
-                continue;
-            }
+    /// Stores the heads of `rows`, `[n_tokens, n_kv_heads, head_size]`, where the tables of `placed` say; those of tokens outside are dropped.
+    pub fn store(&mut self, params: &Params, rows: &[f32], placed: &[Token]) {
+        let [n_kv_heads, head_size] = [params.n_kv_heads, params.head_size].map(|n| n as usize);
+        for (t, heads) in rows.chunks_exact(n_kv_heads * head_size).enumerate().take(params.n_tokens as usize) {
+            let Some(block) = block_of(params, placed, t) else { continue };
             for (head, values) in heads.chunks_exact(head_size).enumerate() {
-                let row = (token.seq as usize * n_kv_heads + head) * capacity + token.position as usize;
+                let row = row_in(block, params.n_kv_heads, head, placed[t].position);
                 match self {
                     KvCache::Floats(cached) => cached[row * head_size..][..head_size].copy_from_slice(values),
                     KvCache::Blocks(dtype, cached) => {
@@ -98,14 +97,18 @@ impl KvCache {
 }
 
 impl Cached<'_> {
-    /// Rows of so many values each; decoded into `decoded`, where they are blocks.
-    pub fn rows<'c>(&'c self, head_size: usize, rows: Range<usize>, decoded: &'c mut Vec<f32>) -> &'c [f32] {
+    /// Rows of so many values each, in several ranges of which only blocks have more than one; decoded into `decoded`, where they are blocks.
+    pub fn rows<'c>(&'c self, head_size: usize, mut ranges: impl Iterator<Item = Range<usize>>, decoded: &'c mut Vec<f32>) -> &'c [f32] {
         match *self {
-            Cached::Floats(values) => &values[rows.start * head_size..rows.end * head_size],
+            Cached::Floats(values) => ranges.next().map_or(&[], |rows| &values[rows.start * head_size..rows.end * head_size]),
             Cached::Blocks(dtype, blocks) => {
                 let row_bytes = bytes_of(dtype, head_size);
-                decoded.resize(rows.len() * head_size, 0.0);
-                (simd().decode)(dtype, &blocks[rows.start * row_bytes..rows.end * row_bytes], decoded);
+                decoded.clear();
+                for rows in ranges {
+                    let begin = decoded.len();
+                    decoded.resize(begin + rows.len() * head_size, 0.0);
+                    (simd().decode)(dtype, &blocks[rows.start * row_bytes..rows.end * row_bytes], &mut decoded[begin..]);
+                }
                 decoded
             }
         }

@@ -11,6 +11,7 @@ pub mod token;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::kv_tables::{block_at, row_in};
 use super::matmul::MAX_DECODE_TOKENS;
 use super::rope_kv::{Token, checked_dtypes, dtype_constants};
 use super::{BatchShape, Binding, Needed, f32_bytes, is_software, require};
@@ -36,9 +37,9 @@ pub struct Params {
     pub n_kv_heads: u32,
     /// Values of a stored head: a multiple of 8, at most [`MAX_HEAD_SIZE`]; [`super::rope_kv_padded::padded_size`] of the model's.
     pub head_size: u32,
-    /// Sequences in the caches.
-    pub n_seqs: u32,
-    /// Positions of a sequence in the caches.
+    /// Blocks in the caches.
+    pub n_blocks: u32,
+    /// Positions that a sequence may have.
     pub kv_capacity: u32,
     /// How near the positions are that a token sees: those less than so many away; 0 for all.
     pub window: u32,
@@ -64,7 +65,7 @@ impl Params {
             n_heads: attention.n_heads as u32,
             n_kv_heads: attention.n_kv_heads as u32,
             head_size: attention.head_size as u32,
-            n_seqs: batch.n_seqs,
+            n_blocks: batch.n_blocks,
             kv_capacity: batch.kv_capacity,
             window: attention.window.unwrap_or(0) as u32,
             scale: attention.scale,
@@ -82,9 +83,9 @@ impl Params {
 pub struct Bindings<'a> {
     /// `[n_tokens, n_heads, head_size]`.
     pub query: Binding<'a>,
-    /// `[n_tokens]` of [`Token`].
+    /// `[n_tokens]` of [`Token`], [with the tables](super::kv_tables::with_tables) of their sequences.
     pub tokens: Binding<'a>,
-    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
+    /// `[n_blocks, n_kv_heads, BLOCK_POSITIONS, head_size]`.
     pub key_cache: Binding<'a>,
     /// As `key_cache`, in a dtype of its own.
     pub value_cache: Binding<'a>,
@@ -245,16 +246,16 @@ pub(super) fn part_constants(params: &Params) -> [(&'static str, f64); 2] {
 
 /// The bindings of `params` with the bytes that they demand; what is written comes last.
 pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>, target: Target) -> Result<[Needed<'a>; 6]> {
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, .. } = *params;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_blocks, kv_capacity, .. } = *params;
     let dtypes = checked_dtypes(gpu, stem, [params.key_dtype, params.value_dtype], head_size)?;
     let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
     require(gpu, stem, heads_fit, "n_kv_heads does not divide n_heads")?;
     let most = if stem == super::ATTENTION_TOKEN.stem { MAX_HEAD_SIZE } else { MAX_SHARED_SIZE };
     let size_fits = (8..=most).contains(&head_size) && head_size.is_multiple_of(8);
     require(gpu, stem, size_fits, "head_size must be a multiple of 8, and no larger than it holds")?;
-    require(gpu, stem, n_tokens > 0 && n_seqs > 0 && kv_capacity > 0, "it is empty")?;
+    require(gpu, stem, n_tokens > 0 && n_blocks > 0 && kv_capacity > 0, "it is empty")?;
     let rows = f32_bytes(&[n_tokens, n_heads, head_size]);
-    let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size));
+    let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_blocks, n_kv_heads], head_size));
     Ok([
         (bindings.query, rows),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
@@ -313,34 +314,37 @@ pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
 pub fn reference(
     params: &Params,
     query: &[f32],
-    tokens: &[Token],
+    placed: &[Token],
     caches: (&[f32], &[f32]),
     sinks: Option<&[f32]>,
     attention_output: &mut [f32],
 ) {
-    for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
+    for t in 0..params.n_tokens as usize {
         for head in 0..params.n_heads as usize {
             let begin = (t * params.n_heads as usize + head) * params.head_size as usize;
             let range = begin..begin + params.head_size as usize;
             let sink = sinks.map(|sinks| sinks[head]);
-            reference_head(params, &query[range.clone()], (token, head), caches, sink, &mut attention_output[range]);
+            reference_head(params, &query[range.clone()], (&placed[t..], head), caches, sink, &mut attention_output[range]);
         }
     }
 }
 
-/// One query head of one token: `query` and `attention_output` are `[head_size]`; `caches` are key and value.
+/// One query head of the first token of `placed`: `query` and `attention_output` are `[head_size]`; `caches` are key and value.
 pub fn reference_head(
     params: &Params,
     query: &[f32],
-    (token, head): (&Token, usize),
+    (placed, head): (&[Token], usize),
     caches: (&[f32], &[f32]),
     sink: Option<f32>,
     attention_output: &mut [f32],
 ) {
     let kv_head = head / (params.n_heads / params.n_kv_heads) as usize;
-    let first_row = (token.seq as usize * params.n_kv_heads as usize + kv_head) * params.kv_capacity as usize;
-    let row_at = |position: usize| (first_row + position) * query.len()..(first_row + position + 1) * query.len();
-    let positions = visible(params, token);
+    let row_at = |position: usize| {
+        let position = position as u32;
+        let row = row_in(block_at(placed, 0, position).unwrap_or_default(), params.n_kv_heads, kv_head, position);
+        row * query.len()..(row + 1) * query.len()
+    };
+    let positions = visible(params, &placed[0]);
     let score = |position: usize| params.scale * super::matmul::dot(query, &caches.0[row_at(position)]);
     let capped = |score: f32| if params.softcap > 0.0 { params.softcap * (score / params.softcap).tanh() } else { score };
     let scores: Vec<f32> = positions.clone().map(|position| capped(score(position))).collect();
@@ -371,7 +375,7 @@ mod tests {
             n_heads,
             n_kv_heads,
             head_size,
-            n_seqs: 1,
+            n_blocks: 16,
             kv_capacity: 512,
             window: 0,
             scale: 0.125,

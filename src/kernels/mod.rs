@@ -15,6 +15,7 @@ pub mod expert_matmul;
 pub mod gate_rows;
 pub mod gather_rows;
 pub mod glu;
+pub mod kv_tables;
 pub mod layer_norm;
 pub mod map;
 pub mod matmul;
@@ -43,9 +44,11 @@ pub struct BatchShape {
     pub n_tokens: u32,
     /// Positions whose logits are asked for.
     pub n_logit_rows: u32,
-    /// Sequences in the caches.
+    /// Sequences that may be there.
     pub n_seqs: u32,
-    /// Positions of a sequence in the caches.
+    /// Blocks in the caches of keys and values.
+    pub n_blocks: u32,
+    /// Positions that a sequence may have.
     pub kv_capacity: u32,
     /// How the caches of keys and of values store them.
     pub kv_dtypes: [rope_kv::CacheDType; 2],
@@ -189,12 +192,12 @@ static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope", "items"), 
 const ROPE_KV_BINDINGS: &[(&str, Access)] =
     &[("cos_sin", Read), ("tokens", Read), ("key", Read), ("value", Read), ("query", Write), ("key_cache", Write), ("value_cache", Write)];
 static ROPE_KV: KernelSource =
-    row::<rope_kv::Params>("rope_kv", wgsl!("rope_kv", "rope_kv_params", "kv_dtypes", "items"), ROPE_KV_BINDINGS);
+    row::<rope_kv::Params>("rope_kv", wgsl!("rope_kv", "rope_kv_params", "kv_rows", "kv_dtypes", "items"), ROPE_KV_BINDINGS);
 static ROPE_KV_BLOCKS: KernelSource =
-    row::<rope_kv::Params>("rope_kv_blocks", wgsl!("rope_kv_blocks", "rope_kv_params", "kv_dtypes", "turns"), ROPE_KV_BINDINGS);
+    row::<rope_kv::Params>("rope_kv_blocks", wgsl!("rope_kv_blocks", "rope_kv_params", "kv_rows", "kv_dtypes", "turns"), ROPE_KV_BINDINGS);
 static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
     "rope_kv_padded",
-    wgsl!("rope_kv_padded", "rope_kv_params", "kv_dtypes", "turns", "items"),
+    wgsl!("rope_kv_padded", "rope_kv_params", "kv_rows", "kv_dtypes", "turns", "items"),
     &[
         ("cos_sin", Read),
         ("tokens", Read),
@@ -210,22 +213,22 @@ const ATTENTION: &[(&str, Access)] =
     &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("sinks", Read), ("attention_output", Write)];
 static ATTENTION_TOKEN: KernelSource = row::<attention::Params>(
     "attention_token",
-    wgsl!("attention_token", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_quads"),
+    wgsl!("attention_token", "attention_params", "kv_rows", "attention", "kv_dtypes", "octets", "octets_of_quads"),
     ATTENTION,
 );
 static ATTENTION_TILE: KernelSource = row::<attention::Params>(
     "attention_tile",
-    wgsl!("attention_tile", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_quads"),
+    wgsl!("attention_tile", "attention_params", "kv_rows", "attention", "kv_dtypes", "octets", "octets_of_quads"),
     ATTENTION,
 );
 static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>(
     "attention_subgroup",
-    wgsl!("attention_subgroup", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_words", "words"),
+    wgsl!("attention_subgroup", "attention_params", "kv_rows", "attention", "kv_dtypes", "octets", "octets_of_words", "words"),
     ATTENTION,
 );
 static ATTENTION_SUBGROUP_TILE: KernelSource = row::<attention::Params>(
     "attention_subgroup_tile",
-    wgsl!("attention_subgroup_tile", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_words", "words"),
+    wgsl!("attention_subgroup_tile", "attention_params", "kv_rows", "attention", "kv_dtypes", "octets", "octets_of_words", "words"),
     ATTENTION,
 );
 static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(

@@ -3,6 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::kv_tables::{BLOCK_POSITIONS, block_at, row_in};
 use super::rope;
 use super::{BatchShape, Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
 use crate::dtype::DType;
@@ -50,11 +51,10 @@ impl CacheDType {
         }
     }
 
-    /// Bytes of a cache of `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
-    pub(super) fn cache_bytes(self, rows: [u32; 3], head_size: u32) -> u64 {
+    /// Bytes of a cache of `[n_blocks, n_kv_heads, BLOCK_POSITIONS, head_size]`.
+    pub(super) fn cache_bytes(self, [n_blocks, n_kv_heads]: [u32; 2], head_size: u32) -> u64 {
         let [values, scales] = self.row_words(head_size);
-        let [n_seqs, n_kv_heads, kv_capacity] = rows;
-        f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, values.saturating_add(scales)])
+        f32_bytes(&[n_blocks, n_kv_heads, BLOCK_POSITIONS, values.saturating_add(scales)])
     }
 
     /// A head's values as the cache gives them back.
@@ -77,20 +77,20 @@ impl CacheDType {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Token {
-    /// The sequence, an index into the caches.
+    /// The sequence.
     pub seq: u32,
     /// Its position in the sequence.
     pub position: u32,
     /// Positions of the sequence that the caches hold once this forward has stored its own.
     pub kv_len: u32,
-    /// Zero.
-    pub padding: u32,
+    /// How many rows behind its own the table of its sequence begins: [`with_tables`](super::kv_tables::with_tables) says so.
+    pub table: u32,
 }
 
 impl Token {
     /// The token at `position` of `seq`, of which `kv_len` positions are in the caches.
     pub fn new(seq: u32, position: u32, kv_len: u32) -> Token {
-        Token { seq, position, kv_len, padding: 0 }
+        Token { seq, position, kv_len, table: 0 }
     }
 }
 
@@ -106,9 +106,9 @@ pub struct Params {
     pub n_kv_heads: u32,
     /// Values of a head: a multiple of 4, and here of 8 where attention is to read the caches.
     pub head_size: u32,
-    /// Sequences in the caches.
-    pub n_seqs: u32,
-    /// Positions of a sequence in the caches.
+    /// Blocks in the caches.
+    pub n_blocks: u32,
+    /// Positions that a sequence may have.
     pub kv_capacity: u32,
     /// That of keys: a [`CacheDType`] as a number.
     pub key_dtype: u32,
@@ -128,7 +128,7 @@ impl Params {
             n_heads: query.map_or(0, |query| query.n_heads as u32),
             n_kv_heads: store.n_kv_heads as u32,
             head_size: store.head_size as u32,
-            n_seqs: batch.n_seqs,
+            n_blocks: batch.n_blocks,
             kv_capacity: batch.kv_capacity,
             key_dtype: batch.kv_dtypes[0] as u32,
             value_dtype: batch.kv_dtypes[usize::from(store.value.is_some())] as u32,
@@ -156,7 +156,7 @@ impl Params {
 pub struct Bindings<'a> {
     /// `[n_tokens, rotary_size / 2, 2]`: cosine and sine of each pair's angle.
     pub cos_sin: Binding<'a>,
-    /// `[n_tokens]` of [`Token`].
+    /// `[n_tokens]` of [`Token`], [with the tables](super::kv_tables::with_tables) of their sequences.
     pub tokens: Binding<'a>,
     /// `[n_tokens, n_kv_heads, head_size]`, not rotated yet.
     pub key: Binding<'a>,
@@ -164,7 +164,7 @@ pub struct Bindings<'a> {
     pub value: Option<Binding<'a>>,
     /// `[n_tokens, n_heads, head_size]`, rotated in place.
     pub query: Binding<'a>,
-    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`CacheDType`].
+    /// `[n_blocks, n_kv_heads, BLOCK_POSITIONS, head_size]` as [`CacheDType`].
     pub key_cache: Binding<'a>,
     /// As `key_cache`, in a dtype of its own; anything that may be written where there are no values.
     pub value_cache: Binding<'a>,
@@ -189,9 +189,9 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
 impl<'a> Bindings<'a> {
     /// The bindings in the shader's order, and the bytes that each must have.
     pub(super) fn needed(self, params: &Params, dtypes: [CacheDType; 2]) -> [(Binding<'a>, u64); 7] {
-        let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, rotary_size, .. } = *params;
+        let Params { n_tokens, n_heads, n_kv_heads, head_size, n_blocks, rotary_size, .. } = *params;
         let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-        let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size));
+        let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_blocks, n_kv_heads], head_size));
         [
             (self.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
             (self.tokens, f32_bytes(&[n_tokens, 4])),
@@ -248,14 +248,12 @@ pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Val
 
 /// The storing part alone, of keys that are rotated.
 pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key_cache, value_cache]: [&mut [f32]; 2]) {
-    let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
+    let [n_kv_heads, head_size] = [params.n_kv_heads, params.head_size].map(|n| n as usize);
     let [of_keys, of_values] = [params.key_dtype, params.value_dtype].map(|dtype| CacheDType::of_params(dtype).unwrap_or(CacheDType::F32));
     for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
-        if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
-            continue;
-        }
+        let Some(block) = block_of(params, tokens, t) else { continue };
         for head in 0..n_kv_heads {
-            let cached = ((token.seq as usize * n_kv_heads + head) * capacity + token.position as usize) * head_size;
+            let cached = row_in(block, params.n_kv_heads, head, token.position) * head_size;
             let row = (t * n_kv_heads + head) * head_size;
             key_cache[cached..][..head_size].copy_from_slice(&of_keys.rounded(&key[row..][..head_size]));
             if !value_cache.is_empty() {
@@ -263,4 +261,10 @@ pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key
             }
         }
     }
+}
+
+/// The block that keeps token `index` of `placed`, which are [with their tables](super::kv_tables::with_tables); `None` of one that is dropped.
+pub fn block_of(params: &Params, placed: &[Token], index: usize) -> Option<u32> {
+    let position = placed.get(index)?.position;
+    block_at(placed, index, position).filter(|block| position < params.kv_capacity && *block < params.n_blocks)
 }

@@ -19,7 +19,7 @@ pub const fn padded_size(head_size: u32) -> u32 {
 pub struct Bindings<'a> {
     /// `[n_tokens, rotary_size / 2, 2]`: cosine and sine of each pair's angle.
     pub cos_sin: Binding<'a>,
-    /// `[n_tokens]` of [`Token`].
+    /// `[n_tokens]` of [`Token`], [with the tables](super::kv_tables::with_tables) of their sequences.
     pub tokens: Binding<'a>,
     /// `[n_tokens, n_kv_heads, head_size]`, not rotated yet.
     pub key: Binding<'a>,
@@ -29,7 +29,7 @@ pub struct Bindings<'a> {
     pub query: Binding<'a>,
     /// The queries: `[n_tokens, n_heads, padded]`.
     pub rotated_query: Binding<'a>,
-    /// `[n_seqs, n_kv_heads, kv_capacity, padded]` as [`super::rope_kv::CacheDType`].
+    /// `[n_blocks, n_kv_heads, BLOCK_POSITIONS, padded]` as [`super::rope_kv::CacheDType`].
     pub key_cache: Binding<'a>,
     /// As `key_cache`, in a dtype of its own; anything that may be written where there are no values.
     pub value_cache: Binding<'a>,
@@ -41,14 +41,14 @@ pub struct Bindings<'a> {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is odd.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ROPE_KV_PADDED.stem;
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, pairing, rotary_size, .. } = *params;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_blocks, pairing, rotary_size, .. } = *params;
     let is_even = head_size.is_multiple_of(2) && rotary_size.is_multiple_of(2) && rotary_size <= head_size;
     require(gpu, stem, is_even && pairing < 2, "head_size or rotary_size is odd, or the pairing unknown")?;
     let padded = padded_size(head_size);
     let dtypes = checked_dtypes(gpu, stem, [params.key_dtype, params.value_dtype], padded)?;
     require(gpu, stem, !params.stores_blocks(), "it stores no blocks")?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], padded));
+    let [keys, values] = dtypes.map(|dtype| dtype.cache_bytes([n_blocks, n_kv_heads], padded));
     let needed = [
         (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),

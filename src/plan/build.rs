@@ -146,7 +146,7 @@ impl Build<'_> {
                 advice: Advice { because: Box::default(), remedies: remedies.to_vec() },
             })),
         };
-        let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_caches(own), site.options.n_seqs, shape.ctx_size);
+        let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_caches(own), site.options.n_kv_blocks(shape.ctx_size));
         check(
             "the KV cache of one layer",
             kv_buffer,
@@ -428,6 +428,7 @@ impl Build<'_> {
             ctx_size: self.shape.ctx_size,
             ctx_size_model: site.model.config.context_length,
             n_seqs: site.options.n_seqs,
+            kv_size: site.options.kv_size,
             forward: self.shape.forward,
             kv_dtype: site.options.kv_dtype,
         };

@@ -85,6 +85,9 @@ pub struct Plan {
     pub ctx_size_model: usize,
     /// Sequences side by side.
     pub n_seqs: usize,
+    /// Positions of all sequences together, where these are fewer than all may have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_size: Option<usize>,
     /// What one forward may ask for at most.
     pub forward: ForwardSize,
     /// How the KV caches of adapters store their numbers; the host has f32 in place of f16.
@@ -211,6 +214,7 @@ pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &
         return saved.make(catalog, model, devices, &options.max_memory);
     }
     check_positions(model, options)?;
+    check_kv_size(options)?;
     planner::plan(catalog, model, devices, &within_context(model, options))
 }
 
@@ -223,7 +227,20 @@ pub fn plan_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec],
         return plan(catalog, model, devices, options).map(Some);
     }
     check_positions(model, options)?;
+    check_kv_size(options)?;
     planner::Planner { catalog, model, devices, options: &within_context(model, options) }.plan_if_it_fits()
+}
+
+/// A sequence must be able to fill its context.
+fn check_kv_size(options: &PlanOptions) -> Result<()> {
+    match (options.kv_size, options.ctx_size) {
+        (Some(kv_size), Some(ctx_size)) if kv_size < ctx_size => {
+            let reason = format!("{kv_size} tokens of all sequences together are fewer than the context of one, {ctx_size}");
+            Err(Error::InvalidArgument { option: Setting::KvSize.into(), reason })
+        }
+        (Some(0), None) => Err(Error::InvalidArgument { option: Setting::KvSize.into(), reason: "0 leaves no room for a token".into() }),
+        _ => Ok(()),
+    }
 }
 
 /// Of learned positions there are no more than the model has learned.
@@ -240,7 +257,10 @@ fn check_positions(model: &Model, options: &PlanOptions) -> Result<()> {
 
 fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {
     let asked = options.ctx_size.filter(|&size| size > 0);
-    options.within(asked.unwrap_or(model.config.context_length))
+    // What all sequences have together, one may have.
+    let of_all = options.kv_size.map(|kv_size| kv_size.min(model.config.context_length));
+    let options = PlanOptions { ctx_size: asked.or(of_all), ..options.clone() };
+    options.within(options.ctx_size.unwrap_or(model.config.context_length))
 }
 
 impl Plan {
@@ -278,6 +298,11 @@ impl Plan {
             }
         }
         executors
+    }
+
+    /// Blocks of the KV caches, each of [`sizes::KV_BLOCK_POSITIONS`].
+    pub fn n_kv_blocks(&self) -> usize {
+        sizes::n_kv_blocks(self.n_seqs, self.ctx_size, self.kv_size)
     }
 
     /// How the KV caches of `device` store their numbers.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::Device;
 use crate::error::{Error, Result, Setting};
+use crate::plan::sizes::n_kv_blocks;
 use crate::plan::{ExpertCacheRule, ExpertMissRule, ExpertProfile, Placement, SavedPlan};
 use crate::units::Bytes;
 
@@ -270,6 +271,9 @@ pub struct PlanOptions {
     pub max_memory: BTreeMap<Device, Bytes>,
     /// Positions per sequence (`--ctx-size`).
     pub ctx_size: Option<usize>,
+    /// Positions of all sequences together (`--kv-size`): of so many tokens keys and values are kept, whichever sequences they are of. Where it
+    /// is open, as many as all sequences may have.
+    pub kv_size: Option<usize>,
     /// What the context is where `ctx_size` is open.
     pub context: Context,
     /// How placements are chosen.
@@ -309,6 +313,11 @@ pub struct PlanOptions {
 }
 
 impl PlanOptions {
+    /// Blocks of the KV caches in a context of so many positions.
+    pub(super) fn n_kv_blocks(&self, ctx_size: usize) -> usize {
+        n_kv_blocks(self.n_seqs, ctx_size, self.kv_size)
+    }
+
     /// The same with forwards that take no more tokens than sequences of `n_positions` positions have.
     pub(super) fn within(&self, n_positions: usize) -> PlanOptions {
         let most = n_positions.saturating_mul(self.n_seqs.max(1)).max(1);
@@ -322,6 +331,7 @@ impl Default for PlanOptions {
             compute_on: vec![Device::Gpu(0)],
             max_memory: BTreeMap::new(),
             ctx_size: None,
+            kv_size: None,
             context: Context::Comfortable,
             placement: PlacementRule::Auto,
             saved: None,

@@ -23,6 +23,9 @@ impl fmt::Display for Plan {
         }
         if self.n_seqs > 1 {
             write!(f, " for each of {} sequences", self.n_seqs)?;
+            if let Some(kv_size) = self.kv_size {
+                write!(f, ", {kv_size} together")?;
+            }
         }
         writeln!(f)?;
         self.devices.iter().try_for_each(|device| self.write_device(f, device))?;

@@ -60,6 +60,8 @@ struct Decisions {
     devices: Vec<DeviceRow>,
     ctx_size: usize,
     n_seqs: usize,
+    #[serde(default)]
+    kv_size: Option<usize>,
     forward: ForwardSize,
     kv_dtype: KvDType,
 }
@@ -188,8 +190,9 @@ impl SavedPlan {
 
     /// Refuses decisions that no options could ask the planner for.
     fn check_domains(&self) -> Result<()> {
-        let Decisions { devices, ctx_size, n_seqs, forward, .. } = &self.decisions;
+        let Decisions { devices, ctx_size, n_seqs, kv_size, forward, .. } = &self.decisions;
         let sizes = [
+            ("kv_size", kv_size.unwrap_or(*ctx_size)),
             ("ctx_size", *ctx_size),
             ("n_seqs", *n_seqs),
             ("forward.n_tokens", forward.n_tokens),
@@ -267,7 +270,7 @@ impl SavedPlan {
 
     /// The plan that follows from the decisions, in the budgets that it was made in.
     fn build(&self, catalog: &Catalog, model: &Model, devices: &[DeviceSpec]) -> Result<Plan> {
-        let Decisions { ctx_size, n_seqs, forward, kv_dtype, .. } = self.decisions;
+        let Decisions { ctx_size, n_seqs, kv_size, forward, kv_dtype, .. } = self.decisions;
         let ring = self.decisions.devices.iter().find_map(|row| row.ring);
         let budgets = self.decisions.devices.iter().filter_map(|row| Some((row.device, row.budget?)));
         let options = PlanOptions {
@@ -275,6 +278,7 @@ impl SavedPlan {
             max_memory: budgets.collect(),
             ctx_size: Some(ctx_size),
             n_seqs,
+            kv_size,
             kv_dtype,
             lookahead: ring.map(|ring| ring.lookahead),
             ..PlanOptions::default()

@@ -136,7 +136,7 @@ impl Site<'_> {
             true => beside_weights,
             false => beside_weights.max((room.0 / 4 / per_position) as usize),
         };
-        let of_one = largest_kv_buffer_bytes(self.model, kv_caches, self.options.n_seqs, 64).0.max(1);
+        let of_one = largest_kv_buffer_bytes(self.model, kv_caches, self.options.n_kv_blocks(64)).0.max(1);
         let bindable = (largest_buffer.0 / of_one) as usize * 64;
         let ctx_size = fitting.max(ctx_min).min(bindable).min(config.context_length);
         if ctx_size > 64 { ctx_size / 64 * 64 } else { ctx_size.max(1) }

@@ -84,17 +84,17 @@ impl<'a> Site<'a> {
 
     /// Bytes of the K and V caches and of the states of a unit, if it has any.
     pub(super) fn kv_bytes_of_unit(&self, worker: &Worker<'_>, unit: usize, ctx_size: usize) -> Bytes {
-        let of_layer = |layer: &StoreKv| kv_buffers_bytes(layer, self.kv_caches(worker), self.options.n_seqs, ctx_size);
+        let of_layer = |layer: &StoreKv| kv_buffers_bytes(layer, self.kv_caches(worker), self.options.n_kv_blocks(ctx_size));
         let unit = &self.model.units[unit];
         unit.cache().map_or(Bytes::ZERO, of_layer) + state_bytes(unit, self.options.n_seqs)
     }
 
     pub(super) fn working_bytes(&self, forward: ForwardSize, role: Role) -> Bytes {
-        working_set(self.model, forward, role).into_iter().map(|(_, bytes)| bytes).sum()
+        working_set(self.model, forward, self.options.n_seqs, role).into_iter().map(|(_, bytes)| bytes).sum()
     }
 
     pub(super) fn largest_working(&self, forward: ForwardSize, role: Role) -> Bytes {
-        working_set(self.model, forward, role).into_iter().map(|(_, bytes)| bytes).max().unwrap_or_default()
+        working_set(self.model, forward, self.options.n_seqs, role).into_iter().map(|(_, bytes)| bytes).max().unwrap_or_default()
     }
 
     /// What the host may use while devices that share its memory use `shared`.

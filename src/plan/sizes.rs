@@ -27,6 +27,9 @@ pub const ATTENTION_PARTS_MAX: usize = 32;
 /// See [`ATTENTION_PARTS_MAX`].
 pub const ATTENTION_PART_POSITIONS_MIN: usize = 256;
 
+/// Positions of a block of the KV caches; the kernels' own.
+pub const KV_BLOCK_POSITIONS: usize = 32;
+
 /// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
 pub const PARAMS_BYTES: u64 = 256;
 /// Sets of parameters kept at a time: one for prompts, one for decoding.
@@ -38,7 +41,7 @@ pub const N_PARAMS_SETS: u64 = 2;
 pub enum WorkingBuffer {
     /// An intermediate value.
     Value(ValueId),
-    /// Sequence, position and length of every token: `[n_tokens, 4]` u32.
+    /// Sequence, position and length of every token, `[n_tokens, 4]` u32, and behind them the blocks of their sequences, in as wide rows.
     Tokens,
     /// Cosine and sine of every token's angles by one of the model's rotary tables: `[n_tokens, rotary_size/2, 2]` f32.
     CosSin {
@@ -86,8 +89,8 @@ impl Role {
     pub const ALONE: Role = Role { computes_head: true, passes_on: false, on_host: false };
 }
 
-/// Every working buffer of a device's part of a forward, with its bytes.
-pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(WorkingBuffer, Bytes)> {
+/// Every working buffer of a device's part of a forward of up to `n_seqs` sequences, with its bytes.
+pub fn working_set(model: &Model, size: ForwardSize, n_seqs: usize, role: Role) -> Vec<(WorkingBuffer, Bytes)> {
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
     let bytes_of = |value: &Value| {
         let width = if role.on_host { value.width } else { padded_width(value) };
@@ -95,7 +98,7 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     };
     let needed = model.values().filter(|(_, value)| value.width > 0 && (role.computes_head || !value.is_of_head()));
     let mut buffers: Vec<_> = needed.map(|(id, value)| (WorkingBuffer::Value(id), bytes_of(value))).collect();
-    buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
+    buffers.push((WorkingBuffer::Tokens, placed_tokens_bytes(size, n_seqs)));
     for (table, angles) in model.rope_tables.iter().enumerate() {
         buffers.push((WorkingBuffer::CosSin { table }, Bytes(angles.inverse_frequencies.len() as u64 * 8).times(n_tokens)));
     }
@@ -121,6 +124,12 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
         *bytes = bytes.align_up(256);
     }
     buffers
+}
+
+/// Bytes of the tokens of a forward and of the tables of their sequences: 16 for each token, and for every four blocks of a sequence.
+pub fn placed_tokens_bytes(size: ForwardSize, n_seqs: usize) -> Bytes {
+    let rows_of_table = size.n_positions.div_ceil(KV_BLOCK_POSITIONS).div_ceil(4).max(1);
+    Bytes(16).times(size.n_tokens as u64) + Bytes(16).times(rows_of_table as u64).times(n_seqs.min(size.n_tokens) as u64)
 }
 
 /// Bytes of the widest input of a product as `host::Input` packs it: 76 for each block of 32 values, or tiles of six tokens and a
@@ -208,51 +217,46 @@ fn padded_width(value: &Value) -> usize {
     value.head_size.map_or(value.width, |head_size| value.width / head_size * padded(head_size))
 }
 
-/// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`, with padded heads on an adapter.
-pub fn kv_buffer_bytes(layer: &StoreKv, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
-    cache.position_bytes(layer).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
+/// Blocks of the KV caches: as many as sequences of so many positions take, or no more than all positions together do, where these are given.
+pub fn n_kv_blocks(n_seqs: usize, ctx_size: usize, kv_size: Option<usize>) -> usize {
+    let of_all = ctx_size.div_ceil(KV_BLOCK_POSITIONS).saturating_mul(n_seqs);
+    kv_size.map_or(of_all, |kv_size| kv_size.div_ceil(KV_BLOCK_POSITIONS).min(of_all))
 }
 
-/// Where the first `n_positions` of a sequence's heads are in the K (or V) cache of one layer, and where those of another one: pairs of
-/// ranges of bytes.
-pub fn copied_ranges(
-    layer: &StoreKv,
-    cache: KvCache,
-    [n_seqs, ctx_size]: [usize; 2],
-    [from, to]: [u32; 2],
-    n_positions: usize,
-) -> impl Iterator<Item = (Range<u64>, u64)> {
-    let ranges = [from, to].map(|sequence| position_ranges(layer, cache, [n_seqs, ctx_size], sequence, n_positions));
-    let [source, target] = ranges;
-    source.zip(target.map(|range| range.start))
+/// Bytes of the K (or V) cache of one layer: `[n_blocks, n_kv_heads, KV_BLOCK_POSITIONS, head_size]`, with padded heads on an adapter.
+pub fn kv_buffer_bytes(layer: &StoreKv, cache: KvCache, n_blocks: usize) -> Bytes {
+    cache.position_bytes(layer).times(KV_BLOCK_POSITIONS as u64).times(n_blocks as u64).align_up(256)
 }
 
-/// Where the first `n_positions` of a sequence's heads are in the K (or V) cache of one layer: ranges of bytes.
-pub fn position_ranges(
+/// Where the first `n_positions` of the heads in some blocks are in the K (or V) cache of one layer, which has `n_blocks`: ranges of bytes,
+/// head after head.
+pub fn position_ranges<'t>(
     layer: &StoreKv,
     cache: KvCache,
-    [n_seqs, ctx_size]: [usize; 2],
-    sequence: u32,
+    n_blocks: usize,
+    table: &'t [u32],
     n_positions: usize,
-) -> impl Iterator<Item = Range<u64>> + use<> {
-    let (n_heads, ctx_size, planes) = (layer.n_kv_heads as u64, ctx_size as u64, cache.planes(layer));
-    let begins = [0, n_seqs as u64 * n_heads * ctx_size * planes[0]];
+) -> impl Iterator<Item = Range<u64>> + use<'t> {
+    let (n_heads, block_len, planes) = (layer.n_kv_heads as u64, KV_BLOCK_POSITIONS as u64, cache.planes(layer));
+    let begins = [0, n_blocks as u64 * n_heads * block_len * planes[0]];
     begins.into_iter().zip(planes).filter(|(_, head)| *head > 0).flat_map(move |(begin, head)| {
-        (0..n_heads).map(move |index| {
-            let first = begin + (u64::from(sequence) * n_heads + index) * ctx_size * head;
-            first..first + n_positions as u64 * head
+        (0..n_heads).flat_map(move |index| {
+            (0..n_positions).step_by(KV_BLOCK_POSITIONS).zip(table).map(move |(done, block)| {
+                let first = begin + (u64::from(*block) * n_heads + index) * block_len * head;
+                first..first + block_len.min((n_positions - done) as u64) * head
+            })
         })
     })
 }
 
 /// Bytes of the K and V caches of one layer.
-pub fn kv_buffers_bytes(layer: &StoreKv, caches: [KvCache; 2], n_seqs: usize, ctx_size: usize) -> Bytes {
-    KvCache::of_layer(caches, layer).map(|cache| kv_buffer_bytes(layer, cache, n_seqs, ctx_size)).sum()
+pub fn kv_buffers_bytes(layer: &StoreKv, caches: [KvCache; 2], n_blocks: usize) -> Bytes {
+    KvCache::of_layer(caches, layer).map(|cache| kv_buffer_bytes(layer, cache, n_blocks)).sum()
 }
 
 /// Bytes of the largest K or V cache of all layers.
-pub fn largest_kv_buffer_bytes(model: &Model, caches: [KvCache; 2], n_seqs: usize, ctx_size: usize) -> Bytes {
-    let of_layer = |layer| KvCache::of_layer(caches, layer).map(move |cache| kv_buffer_bytes(layer, cache, n_seqs, ctx_size));
+pub fn largest_kv_buffer_bytes(model: &Model, caches: [KvCache; 2], n_blocks: usize) -> Bytes {
+    let of_layer = |layer| KvCache::of_layer(caches, layer).map(move |cache| kv_buffer_bytes(layer, cache, n_blocks));
     model.caches().flat_map(of_layer).max().unwrap_or_default()
 }
 

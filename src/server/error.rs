@@ -143,7 +143,7 @@ impl From<Error> for ApiError {
             }
             Error::ContextFull { .. } => ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) },
             Error::TokenOutOfVocabulary { .. } | Error::Text { .. } => ApiError::invalid(message),
-            Error::AllSequencesInUse { .. } => ApiError::busy(message),
+            Error::AllSequencesInUse { .. } | Error::KvCacheFull { .. } => ApiError::busy(message),
             _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }

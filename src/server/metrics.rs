@@ -127,8 +127,13 @@ impl Metrics {
         }
         family("sequences_in_use", "gauge", "Sequences that answer.", &[("", *n_leased as u64)]);
         family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", *n_waiting as u64)]);
-        family("kv_cache_tokens", "gauge", "Tokens in the KV cache.", &[("", *n_cached as u64)]);
-        family("kv_cache_used_bytes", "gauge", "Bytes of the KV cache that these tokens take.", &[("", cached.0)]);
+        family("kv_cache_tokens", "gauge", "Tokens in the KV cache, of each sequence by itself.", &[("", *n_cached as u64)]);
+        family(
+            "kv_cache_used_bytes",
+            "gauge",
+            "Bytes of the KV cache that these tokens take, what sequences share counted for each.",
+            &[("", cached.0)],
+        );
         family("kv_cache_size_bytes", "gauge", "Bytes of the KV cache, as planned.", &[("", cache_size.0)]);
         family("kept_histories_bytes", "gauge", "Bytes of conversations that left the KV cache, in host memory.", &[("", histories.0)]);
         text

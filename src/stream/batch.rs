@@ -1,11 +1,15 @@
 //! The input of a forward, a batch, and its output, logits.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
+use crate::kernels::kv_tables::with_tables;
 use crate::kernels::matmul::MAX_DECODE_TOKENS;
 use crate::kernels::rope_kv::Token;
 use crate::model::{ModelConfig, RopeTable};
 use crate::plan::sizes::TOP_K_MAX;
 use crate::plan::{ForwardSize, Workload};
+use crate::stream::KvBlocks;
 
 /// Most tokens of a forward that takes the same kernels as a forward of one token: each is computed bit for bit as if it were alone.
 pub const MAX_TOKENS_TOGETHER: usize = MAX_DECODE_TOKENS as usize;
@@ -69,6 +73,16 @@ impl Batch {
     /// The number of runs of consecutive tokens of one sequence.
     pub fn n_runs(&self) -> usize {
         self.tokens.chunk_by(|a, b| a.sequence == b.sequence).count()
+    }
+
+    /// The positions that it computes of each of its sequences, from the first one's on.
+    pub(crate) fn written(&self) -> Vec<(u32, Range<usize>)> {
+        let of_sequence = |sequence: u32| {
+            let positions = self.tokens.iter().filter(|token| token.sequence == sequence).map(|token| token.position as usize);
+            let (first, last) = (positions.clone().min().unwrap_or(0), positions.max().unwrap_or(0));
+            (sequence, first..last + 1)
+        };
+        self.sequences().into_iter().map(of_sequence).collect()
     }
 
     /// The sequences that its tokens belong to, in order.
@@ -214,10 +228,12 @@ impl CachedPositions {
     }
 }
 
-/// The places of all tokens, as kernels read them. Caches hold each sequence up to its last token in the batch once the batch is computed.
-pub(super) fn places(batch: &Batch) -> Vec<Token> {
+/// The places of all tokens, as kernels read them, with the tables of their sequences. Caches hold each sequence up to its last token in the batch
+/// once the batch is computed.
+pub(super) fn places(batch: &Batch, blocks: &KvBlocks) -> Vec<Token> {
     let last = |sequence: u32| batch.tokens.iter().rfind(|token| token.sequence == sequence).map_or(0, |token| token.position);
-    batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, last(token.sequence) + 1)).collect()
+    let tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, last(token.sequence) + 1)).collect();
+    with_tables(tokens, |sequence| blocks.table(sequence))
 }
 
 /// Cosine and sine of each token's angles by `table`, where caches have room for `ctx_size` positions: `[n_tokens, n_pairs, 2]`. Computed

@@ -1,14 +1,15 @@
 //! The executors of all devices that compute, as one: each step of a schedule goes to the device of its chunk, and the residual stream is
 //! transferred from one to the next. Knows neither buffers nor rings.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
+use crate::plan::sizes::KV_BLOCK_POSITIONS;
 use crate::plan::{ExpertCachePlan, ExpertProfile, KvDType, Plan};
-use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
+use crate::stream::{Batch, BlockCopy, Executor, GpuExecutor, HostExecutor, KvBlocks, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
 /// The executors of all devices that compute a plan's chunks.
@@ -20,6 +21,8 @@ pub struct Executors {
     devices: Vec<(Device, DeviceExecutor)>,
     /// Embedded rows on their way to the first executor; kept from forward to forward.
     hidden: Vec<f32>,
+    /// Blocks of the KV caches, the same on all devices.
+    blocks: Arc<KvBlocks>,
     n_forwards: usize,
     /// Set while a forward is under way: one that finds it set begins where another stopped.
     is_midway: bool,
@@ -80,7 +83,8 @@ macro_rules! with_executor {
 impl Executors {
     /// `devices` has one executor for each of [`Plan::executors`], in that order.
     pub fn new(plan: Arc<Plan>, store: Arc<Store>, trace: Trace, devices: Vec<(Device, DeviceExecutor)>) -> Executors {
-        Executors { plan, store, trace, devices, hidden: Vec::new(), n_forwards: 0, is_midway: false }
+        let blocks = Arc::new(KvBlocks::new(plan.n_seqs, plan.n_kv_blocks()));
+        Executors { plan, store, trace, devices, hidden: Vec::new(), blocks, n_forwards: 0, is_midway: false }
     }
 
     /// Each device with its executor, in the order of their first chunks.
@@ -180,9 +184,9 @@ impl Executors {
 
     /// Computes a stage, whose chunks are all resident on one device, with this batch; does not wait for an adapter.
     pub(super) fn start_stage(&mut self, mut chunks: RangeInclusive<usize>, batch: &Batch, hidden: &[f32]) -> Result<()> {
-        let forward = self.n_forwards;
+        let (forward, blocks) = (self.n_forwards, Arc::clone(&self.blocks));
         with_executor!(self.executor_of(*chunks.start())?, executor => {
-            executor.begin(batch, forward)?;
+            executor.begin(batch, &blocks, forward)?;
             executor.write_hidden(hidden)?;
             chunks.try_for_each(|chunk| executor.compute_resident(chunk))?;
             executor.flush()
@@ -213,7 +217,7 @@ impl Executors {
         // What an executor refuses from here on leaves it in the middle.
         self.begin_forward();
         for (_, executor) in &mut self.devices {
-            with_executor!(executor, executor => executor.begin(batch, self.n_forwards))?;
+            with_executor!(executor, executor => executor.begin(batch, &self.blocks, self.n_forwards))?;
         }
         if let Some((_, first)) = self.devices.first_mut() {
             with_executor!(first, executor => executor.write_hidden(given.unwrap_or(&self.hidden)))?;
@@ -246,21 +250,47 @@ impl Executors {
         Ok(())
     }
 
-    /// Copies keys and values of the first of two sequences to the second.
+    /// Which blocks of the KV caches each sequence has.
+    pub fn kv_blocks(&self) -> &KvBlocks {
+        &self.blocks
+    }
+
+    /// Lets keys and values of a sequence be written at `positions`: what it has from there on is forgotten.
     ///
     /// # Errors
-    /// Those of the devices.
-    pub fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
-        self.devices
-            .iter_mut()
-            .try_for_each(|(_, executor)| with_executor!(executor, executor => executor.copy_positions(sequences, n_positions)))
+    /// Those of the devices; where no block is free.
+    pub fn make_room(&mut self, sequence: u32, positions: Range<usize>) -> Result<()> {
+        let copy = Arc::make_mut(&mut self.blocks).make_room(sequence, positions)?;
+        self.copy_block(copy)
+    }
+
+    /// Lets the second of two sequences begin with the first `n_positions` of the first one, in place of its own. Whole blocks are then those
+    /// of both, and no key or value of them is copied.
+    ///
+    /// # Errors
+    /// As of [`Executors::make_room`].
+    pub fn share_positions(&mut self, [from, to]: [u32; 2], n_positions: usize) -> Result<()> {
+        let copy = Arc::make_mut(&mut self.blocks).share(from, to, n_positions)?;
+        self.copy_block(copy)
+    }
+
+    /// Gives back the blocks behind the first `n_positions` of a sequence: they are free, unless others have them, too.
+    pub fn truncate_sequence(&mut self, sequence: u32, n_positions: usize) {
+        Arc::make_mut(&mut self.blocks).truncate(sequence, n_positions);
+    }
+
+    fn copy_block(&mut self, copy: Option<BlockCopy>) -> Result<()> {
+        let Some(copy) = copy else { return Ok(()) };
+        self.devices.iter_mut().try_for_each(|(_, executor)| with_executor!(executor, executor => executor.copy_block(copy)))
     }
 
     /// What is kept of the first `n_positions` of a sequence, layer by layer: how it is stored, and its bytes.
     pub fn kept_of_layers(&self, n_layers: usize, n_positions: usize) -> Vec<(usize, String, u64)> {
+        // Their bytes are as many in any blocks.
+        let table: Vec<u32> = (0..n_positions.div_ceil(KV_BLOCK_POSITIONS) as u32).collect();
         let of_layer = |layer: usize| {
             let of_device = |(device, executor): &(Device, DeviceExecutor)| {
-                let ranges = with_executor!(executor, executor => executor.kept(layer, 0, n_positions));
+                let ranges = with_executor!(executor, executor => executor.kept(layer, (0, &table), n_positions));
                 let place = if *device == Device::Cpu { "the host" } else { "a GPU" };
                 let KvDType { keys, values } = self.plan.kv_dtype_of(*device);
                 let stored = match keys == values {
@@ -279,9 +309,10 @@ impl Executors {
     /// # Errors
     /// Those of the devices.
     pub async fn read_layer(&mut self, layer: usize, sequence: u32, n_positions: usize) -> Result<Vec<u8>> {
+        let of_sequence = (sequence, self.blocks.table(sequence));
         for (_, executor) in &mut self.devices {
             with_executor!(executor, executor => {
-                let ranges = executor.kept(layer, sequence, n_positions);
+                let ranges = executor.kept(layer, of_sequence, n_positions);
                 if !ranges.is_empty() {
                     return executor.read_kept(layer, &ranges).await;
                 }
@@ -295,9 +326,10 @@ impl Executors {
     /// # Errors
     /// Those of the devices.
     pub fn write_layer(&mut self, layer: usize, sequence: u32, n_positions: usize, bytes: &[u8]) -> Result<()> {
+        let of_sequence = (sequence, self.blocks.table(sequence));
         for (_, executor) in &mut self.devices {
             with_executor!(executor, executor => {
-                let ranges = executor.kept(layer, sequence, n_positions);
+                let ranges = executor.kept(layer, of_sequence, n_positions);
                 if !ranges.is_empty() {
                     return executor.write_kept(layer, &ranges, bytes);
                 }

@@ -10,11 +10,11 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
 use crate::model::{Model, StateKind, StoreKv};
-use crate::plan::sizes::{KvCache, N_PARAMS_SETS, copied_ranges, kv_buffer_bytes, state_buffer_bytes, working_set};
+use crate::plan::sizes::{KvCache, N_PARAMS_SETS, kv_buffer_bytes, position_ranges, state_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::platform;
 use crate::stream::store::{caches_of, states_of, vectors_of};
-use crate::stream::{Kept, Store};
+use crate::stream::{BlockCopy, Kept, Store};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -28,7 +28,7 @@ pub(super) struct Buffers {
     /// Per chunk; `None` where it streams, or another device computes it.
     resident: Vec<Option<Buffer>>,
     vectors: HashMap<TensorId, Buffer>,
-    /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`; no V where K is V as well.
+    /// K and V of each layer whose attention is computed here: `[n_blocks, n_kv_heads, KV_BLOCK_POSITIONS, padded head_size]`; no V where K is V as well.
     kv_caches: Vec<Option<(Buffer, Option<Buffer>)>>,
     /// What layers keep of each sequence besides: `[n_seqs, …]`.
     states: HashMap<(usize, StateKind), Buffer>,
@@ -71,7 +71,7 @@ impl Buffers {
                 kv_caches.push(None);
                 continue;
             };
-            let [keys_bytes, values_bytes] = plan.kv_caches_of(device).map(|kept| kv_buffer_bytes(cache, kept, plan.n_seqs, plan.ctx_size));
+            let [keys_bytes, values_bytes] = plan.kv_caches_of(device).map(|kept| kv_buffer_bytes(cache, kept, plan.n_kv_blocks()));
             let usage = storage | wgpu::BufferUsages::COPY_SRC;
             let keys = gpu.buffer(&format!("keys of layer {layer}"), keys_bytes, usage, Purpose::KvCache).await?;
             let values = match cache.value {
@@ -87,7 +87,7 @@ impl Buffers {
             states.insert((state.layer, state.kind), gpu.buffer(&label, size, usage, Purpose::KvCache).await?);
         }
         let mut working = Vec::new();
-        for (name, size) in working_set(model, plan.forward, plan.role(device)) {
+        for (name, size) in working_set(model, plan.forward, plan.n_seqs, plan.role(device)) {
             // The readback buffer is made by the readback itself.
             if name != WorkingBuffer::Readback {
                 let usage = storage | wgpu::BufferUsages::COPY_SRC;
@@ -143,16 +143,19 @@ impl Buffers {
         }
     }
 
-    /// Copies the first positions of the first of two sequences to the second; `caches` are those of each layer. They pass through a working
-    /// buffer, since no buffer can be copied to itself.
-    pub(super) fn copy_positions(&self, gpu: &Gpu, plan: &Plan, caches: &[Option<&StoreKv>], sequences: [u32; 2], n_positions: usize) {
+    /// Copies positions of a block to another one; `caches` are those of each layer. They pass through a working buffer, since no buffer can
+    /// be copied to itself.
+    pub(super) fn copy_block(&self, gpu: &Gpu, plan: &Plan, caches: &[Option<&StoreKv>], copy: BlockCopy) {
+        let n_blocks = plan.n_kv_blocks();
         let Some((_, through)) = self.working.iter().max_by_key(|(_, buffer)| buffer.size()) else { return };
-        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("copy of a sequence") });
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("copy of a block") });
         for (cache, buffers) in caches.iter().zip(&self.kv_caches) {
             let (Some(cache), Some((keys, values))) = (cache, buffers) else { continue };
             let kept = KvCache::both(plan.kv_dtype, false);
             for (buffer, kept) in [keys].into_iter().chain(values).zip(kept) {
-                for (source, target) in copied_ranges(cache, kept, [plan.n_seqs, plan.ctx_size], sequences, n_positions) {
+                let [from, to] = [[copy.from], [copy.to]];
+                let [sources, targets] = [&from, &to].map(|block| position_ranges(cache, kept, n_blocks, block, copy.n_positions));
+                for (source, target) in sources.zip(targets.map(|range| range.start)) {
                     for begin in source.clone().step_by(through.size() as usize) {
                         let len = through.size().min(source.end - begin);
                         encoder.copy_buffer_to_buffer(buffer, begin, through, 0, len);

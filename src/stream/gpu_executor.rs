@@ -22,7 +22,9 @@ use crate::stream::gpu_submit::Submitter;
 use crate::stream::host_experts::{HostExperts, TokensOfExperts};
 use crate::stream::store::{caches_of, kept_ranges};
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, ExpertStatistics, Kept, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
+use crate::stream::{
+    Batch, BlockCopy, Executor, ExpertStatistics, Kept, KvBlocks, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on,
+};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
@@ -410,14 +412,14 @@ impl GpuExecutor {
 }
 
 impl Executor for GpuExecutor {
-    fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
+    fn begin(&mut self, batch: &Batch, blocks: &KvBlocks, forward: usize) -> Result<()> {
         let computes_head = self.plan.computes_head(self.device);
         let top_k = if let LogitsRequest::TopK(k) = batch.logits_request { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
         let attention = attention::phase(batch.tokens.len(), batch.n_runs());
         let n_positions = self.n_positions(attention, batch.n_positions());
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
-        self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&batch::places(batch)))?;
+        self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&batch::places(batch, blocks)))?;
         if let Some(id) = self.model.lora_scales {
             let scales = self.store.lora_scales(&batch.tokens);
             self.buffers.write(&self.gpu, WorkingBuffer::Value(id), bytemuck::cast_slice(&scales))?;
@@ -532,26 +534,32 @@ impl Executor for GpuExecutor {
         self.logits(batch).await
     }
 
-    fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<()> {
         let caches = caches_of(&self.model, &self.plan, self.device);
-        self.buffers.copy_positions(&self.gpu, &self.plan, &caches, sequences, n_positions);
+        self.buffers.copy_block(&self.gpu, &self.plan, &caches, copy);
         self.gpu.check()
     }
 
-    fn kept(&self, layer: usize, sequence: u32, n_positions: usize) -> Vec<(Kept, Range<u64>)> {
+    fn kept(&self, layer: usize, sequence: (u32, &[u32]), n_positions: usize) -> Vec<(Kept, Range<u64>)> {
         kept_ranges(&self.model, &self.plan, self.device, layer, sequence, n_positions)
     }
 
     async fn read_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)]) -> Result<Vec<u8>> {
         // No more at once than the plan has room for.
-        let planned = working_set(&self.model, self.plan.forward, self.plan.role(self.device));
+        let planned = working_set(&self.model, self.plan.forward, self.plan.n_seqs, self.plan.role(self.device));
         let most = planned.iter().find(|(name, _)| *name == WorkingBuffer::Readback).map_or(256, |(_, bytes)| bytes.0.max(256));
-        let mut bytes = Vec::new();
-        for (part, range) in ranges {
-            for begin in range.clone().step_by(most as usize) {
-                let buffer = self.buffers.kept(&self.gpu, layer, *part)?;
-                bytes.extend(gpu::read(&self.gpu, buffer, begin, most.min(range.end - begin)).await?);
+        let mut pieces = ranges
+            .iter()
+            .flat_map(|(part, range)| range.clone().step_by(most as usize).map(move |begin| (*part, begin, most.min(range.end - begin))));
+        let (mut bytes, mut next) = (Vec::new(), pieces.next());
+        while next.is_some() {
+            let (mut together, mut n_bytes) = (Vec::new(), 0);
+            while let Some((part, begin, len)) = next.filter(|(.., len)| n_bytes + len <= most) {
+                together.push((&**self.buffers.kept(&self.gpu, layer, part)?, begin, len));
+                n_bytes += len;
+                next = pieces.next();
             }
+            bytes.extend(gpu::read_all(&self.gpu, &together).await?);
         }
         Ok(bytes)
     }

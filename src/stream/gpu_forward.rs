@@ -111,6 +111,7 @@ impl ForwardDispatches {
             n_tokens: shape.n_tokens as u32,
             n_logit_rows: shape.n_rows as u32,
             n_seqs: plan.n_seqs as u32,
+            n_blocks: plan.n_kv_blocks() as u32,
             kv_capacity: plan.ctx_size as u32,
             kv_dtypes: [plan.kv_dtype.keys, plan.kv_dtype.values].map(|dtype| match dtype {
                 CacheDType::F32 => rope_kv::CacheDType::F32,

@@ -269,7 +269,7 @@ mod tests {
     fn shape_of_forward(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64, n_tokens: usize) -> Vec<usize> {
         let (model, catalog, costs) = (model(), catalog(last), DeviceCosts::new(&adapter()));
         let n_tokens = n_tokens as u32;
-        let batch = BatchShape { n_tokens, n_logit_rows: 1, n_seqs: 1, kv_capacity: 8, kv_dtypes: [CacheDType::F32; 2] };
+        let batch = BatchShape { n_tokens, n_logit_rows: 1, n_seqs: 1, n_blocks: 1, kv_capacity: 8, kv_dtypes: [CacheDType::F32; 2] };
         let attention = Phase::Decode;
         let terms =
             Terms { model: &model, batch, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };

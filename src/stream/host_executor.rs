@@ -11,13 +11,13 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::{expert_matmul, matmul};
 use crate::model::{Model, Op, State, StoreKv};
-use crate::plan::sizes::{KvCache, copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
+use crate::plan::sizes::{KvCache, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, position_ranges, state_buffer_bytes};
 use crate::plan::{CacheDType, Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, Product, Values};
 use crate::stream::store::{caches_of, kept_ranges, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, Kept, Lane, Logits, LogitsRequest, Span, Store, Trace, passed_on};
+use crate::stream::{Batch, BlockCopy, Executor, Kept, KvBlocks, Lane, Logits, LogitsRequest, Span, Store, Trace, passed_on};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -75,7 +75,7 @@ impl HostExecutor {
         }
         let [keys, values] = plan.kv_caches_of(DEVICE);
         let cache = |layer: Option<&StoreKv>, kept: KvCache| -> Result<host::KvCache> {
-            let n_bytes = layer.map_or(0, |layer| kv_buffer_bytes(layer, kept, plan.n_seqs, plan.ctx_size).0 as usize);
+            let n_bytes = layer.map_or(0, |layer| kv_buffer_bytes(layer, kept, plan.n_kv_blocks()).0 as usize);
             let what = "keys and values of a layer";
             let (KvCache::Host(dtype) | KvCache::Gpu(dtype)) = kept;
             let blocks = match dtype {
@@ -105,7 +105,7 @@ impl HostExecutor {
             None => None,
         };
         let model = Arc::new(model.clone());
-        let values = Values { kv_caches, states, ..Values::new(Arc::clone(&model), plan.n_seqs, plan.ctx_size) };
+        let values = Values { kv_caches, states, ..Values::new(Arc::clone(&model)) };
         Ok(HostExecutor { model, plan, store, trace, values, vectors, uploader, forward: 0, activations_peak: Bytes::ZERO })
     }
 
@@ -182,7 +182,7 @@ impl HostExecutor {
 }
 
 impl Executor for HostExecutor {
-    fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
+    fn begin(&mut self, batch: &Batch, blocks: &KvBlocks, forward: usize) -> Result<()> {
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
         let computes_head = self.plan.computes_head(DEVICE);
         let mut n_values = 0;
@@ -196,7 +196,7 @@ impl Executor for HostExecutor {
         }
         let scratch = packed_input_bytes(&self.model, n_tokens) + expert_rows_bytes(&self.model, n_tokens).unwrap_or_default();
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + scratch);
-        self.values.begin(batch, self.plan.n_seqs, self.plan.ctx_size);
+        self.values.begin(batch, blocks, self.plan.ctx_size);
         self.forward = forward;
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Executor for HostExecutor {
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        for (id, rows) in passed_on(&self.model, self.values.tokens.len(), hidden) {
+        for (id, rows) in passed_on(&self.model, self.values.n_tokens, hidden) {
             let own = self.values.values.entry(id).or_default();
             own.clear();
             own.extend_from_slice(rows);
@@ -252,20 +252,22 @@ impl Executor for HostExecutor {
         Ok(logits.chunks_exact(width).take(batch.logits_for.len()).map(|row| select(row, batch.logits_request)).collect())
     }
 
-    fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
-        let (kept, shape) = (self.plan.kv_caches_of(DEVICE), [self.plan.n_seqs, self.plan.ctx_size]);
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<()> {
+        let (kept, n_blocks) = (self.plan.kv_caches_of(DEVICE), self.plan.n_kv_blocks());
+        let [from, to] = [[copy.from], [copy.to]];
         for (layer, cached) in caches_of(&self.model, &self.plan, DEVICE).into_iter().zip(&mut self.values.kv_caches) {
             let Some(layer) = layer else { continue };
             for (cached, kept) in cached.iter_mut().zip(KvCache::of_layer(kept, layer)) {
-                for (source, target) in copied_ranges(layer, kept, shape, sequences, n_positions) {
-                    cached.copy_within(source.start as usize..source.end as usize, target as usize);
+                let [sources, targets] = [&from, &to].map(|block| position_ranges(layer, kept, n_blocks, block, copy.n_positions));
+                for (source, target) in sources.zip(targets) {
+                    cached.copy_within(source.start as usize..source.end as usize, target.start as usize);
                 }
             }
         }
         Ok(())
     }
 
-    fn kept(&self, layer: usize, sequence: u32, n_positions: usize) -> Vec<(Kept, Range<u64>)> {
+    fn kept(&self, layer: usize, sequence: (u32, &[u32]), n_positions: usize) -> Vec<(Kept, Range<u64>)> {
         kept_ranges(&self.model, &self.plan, DEVICE, layer, sequence, n_positions)
     }
 

@@ -4,12 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use bytemuck::Zeroable;
-
 use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::expert_matmul;
-use crate::kernels::rope_kv::Token;
 use crate::model::{Model, Op, ValueId};
 use crate::plan::sizes::{expert_rows_bytes, packed_input_bytes};
 use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, Work, expert_products, host_steps, host_vectors, values_of_experts};
@@ -53,7 +50,7 @@ impl HostExperts {
     pub(super) fn new(model: &Arc<Model>, plan: &Arc<Plan>, store: &Store, chunks: impl Iterator<Item = usize>) -> Result<HostExperts> {
         let ids: BTreeSet<TensorId> = chunks.flat_map(|chunk| host_vectors(&plan.chunks[chunk], model)).collect();
         let vectors = ids.into_iter().map(|id| Ok((id, store.checkpoint().vector(id)?))).collect::<Result<HashMap<_, _>>>()?;
-        let values = Values::new(Arc::clone(model), plan.n_seqs, plan.ctx_size);
+        let values = Values::new(Arc::clone(model));
         let of_vectors = Bytes(vectors.values().map(|vector| vector.len() as u64 * 4).sum());
         let scratch = packed_input_bytes(model, HOST_MISS_TOKENS) + expert_rows_bytes(model, HOST_MISS_TOKENS).unwrap_or_default();
         let held = of_vectors + scratch;
@@ -134,8 +131,7 @@ impl HostExperts {
             }
         }
         self.values.packed.forget();
-        self.values.tokens.clear();
-        self.values.tokens.resize(n_tokens, Token::zeroed());
+        self.values.n_tokens = n_tokens;
         self.peak = self.peak.max(held);
         Ok(())
     }

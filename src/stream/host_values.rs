@@ -16,22 +16,25 @@ use crate::kernels::{
     layer_norm, matmul, rms_norm, rope, rope_kv, route, sum_experts, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, Model, Op, Rope, StateKind, StoreKv, ValueId};
-use crate::stream::{Batch, Kept, batch};
+use crate::stream::{Batch, Kept, KvBlocks, batch};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
 pub(crate) struct Values {
     pub(super) model: Arc<Model>,
     pub(crate) values: HashMap<ValueId, Vec<f32>>,
-    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`; V is empty where K is V as well.
+    /// K and V of each layer: `[n_blocks, n_kv_heads, KV_BLOCK_POSITIONS, head_size]`; V is empty where K is V as well.
     pub(super) kv_caches: Vec<[KvCache; 2]>,
     /// What layers keep of each sequence besides: `[n_seqs, …]`.
     pub(super) states: HashMap<(usize, StateKind), Vec<f32>>,
-    pub(crate) tokens: Vec<Token>,
+    /// The tokens of a forward, with the tables of their sequences.
+    pub(crate) placed: Vec<Token>,
+    pub(super) n_tokens: usize,
     /// By each of the model's rotary tables.
     pub(crate) cos_sin: Vec<Vec<f32>>,
     pub(crate) selected_rows: Vec<u32>,
     pub(super) n_seqs: usize,
+    pub(super) n_blocks: usize,
     pub(super) ctx_size: usize,
     pub(super) packed: PackedInput,
     pub(super) experts: ExpertScratch,
@@ -83,28 +86,30 @@ impl Product<'_> {
 }
 
 impl Values {
-    /// Those of a model in so many sequences of so many positions, without caches and states.
-    pub(crate) fn new(model: Arc<Model>, n_seqs: usize, ctx_size: usize) -> Values {
+    /// Those of a model, without caches and states, before its first forward.
+    pub(crate) fn new(model: Arc<Model>) -> Values {
         Values {
             model,
             values: HashMap::new(),
             kv_caches: Vec::new(),
             states: HashMap::new(),
-            tokens: Vec::new(),
+            placed: Vec::new(),
+            n_tokens: 0,
             cos_sin: Vec::new(),
             selected_rows: Vec::new(),
-            n_seqs,
-            ctx_size,
+            n_seqs: 1,
+            n_blocks: 0,
+            ctx_size: 1,
             packed: PackedInput::default(),
             experts: ExpertScratch::default(),
         }
     }
 
-    /// Begins a forward of `batch`, in so many sequences of so many positions.
-    pub(crate) fn begin(&mut self, batch: &Batch, n_seqs: usize, ctx_size: usize) {
-        (self.n_seqs, self.ctx_size) = (n_seqs, ctx_size);
+    /// Begins a forward of `batch`, whose sequences have these blocks and up to so many positions.
+    pub(crate) fn begin(&mut self, batch: &Batch, blocks: &KvBlocks, ctx_size: usize) {
+        (self.n_seqs, self.n_blocks, self.ctx_size) = (blocks.n_seqs(), blocks.n_blocks(), ctx_size);
         self.packed.forget();
-        self.tokens = batch::places(batch);
+        (self.placed, self.n_tokens) = (batch::places(batch, blocks), batch.tokens.len());
         self.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table, ctx_size)).collect();
         self.selected_rows.clone_from(&batch.logits_for);
     }
@@ -170,9 +175,10 @@ impl Values {
 
     pub(crate) fn batch(&self) -> BatchShape {
         BatchShape {
-            n_tokens: self.tokens.len() as u32,
+            n_tokens: self.n_tokens as u32,
             n_logit_rows: self.selected_rows.len() as u32,
             n_seqs: self.n_seqs as u32,
+            n_blocks: self.n_blocks as u32,
             kv_capacity: self.ctx_size as u32,
             kv_dtypes: [rope_kv::CacheDType::F32; 2],
         }
@@ -282,7 +288,7 @@ impl Values {
         let params = rope_kv::Params::of(store, None, &self.batch());
         let mut caches = std::mem::take(&mut self.kv_caches[store.layer]);
         for (cache, rows) in caches.iter_mut().zip([Some(store.key), store.value].into_iter().flatten()) {
-            cache.store(&params, self.get(rows), &self.tokens);
+            cache.store(&params, self.get(rows), &self.placed);
         }
         self.kv_caches[store.layer] = caches;
     }
@@ -291,7 +297,7 @@ impl Values {
         let mut output = self.take(op.output);
         let mut state = self.take_state(op.layer, StateKind::Conv);
         let values = conv::Values { input: self.get(op.input), weight, bias, state: &mut state, output: &mut output };
-        conv::reference(&conv::Params::of(op, &self.batch()), &self.tokens, values);
+        conv::reference(&conv::Params::of(op, &self.batch()), &self.placed, values);
         self.states.insert((op.layer, StateKind::Conv), state);
         self.put(op.output, output);
     }
@@ -301,7 +307,7 @@ impl Values {
         let mut state = self.take_state(op.layer, StateKind::DeltaRule);
         let [input, alpha, beta] = [op.input, op.alpha, op.beta].map(|id| self.get(id));
         let inputs = delta_rule::Inputs { input, alpha, beta, decay, is_log: op.decay_is_log, bias };
-        host::delta_rule(&delta_rule::Params::of(op, &self.batch()), &self.tokens, &inputs, &mut state, &mut output);
+        host::delta_rule(&delta_rule::Params::of(op, &self.batch()), &self.placed, &inputs, &mut state, &mut output);
         self.states.insert((op.layer, StateKind::DeltaRule), state);
         self.put(op.output, output);
     }
@@ -315,7 +321,7 @@ impl Values {
         let [keys, values] = &self.kv_caches[op.layer];
         let values = if values.is_empty() { keys } else { values };
         let params = attention::Params::of(op, &self.batch());
-        host::attention(&params, self.get(op.query), &self.tokens, [keys, values], sinks, &mut output);
+        host::attention(&params, self.get(op.query), &self.placed, [keys, values], sinks, &mut output);
         self.put(op.output, output);
     }
 }

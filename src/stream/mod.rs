@@ -14,6 +14,7 @@ mod halves;
 mod host_executor;
 mod host_experts;
 pub(crate) mod host_values;
+pub(crate) mod kv_blocks;
 mod slot_pool;
 pub(crate) mod store;
 mod trace;
@@ -32,6 +33,7 @@ pub use expert_cache::ExpertStatistics;
 pub use gpu_executor::GpuExecutor;
 pub use halves::Halves;
 pub use host_executor::HostExecutor;
+pub use kv_blocks::{BlockCopy, KvBlocks};
 pub use slot_pool::{Reserved, SlotPolicy, SlotPool};
 pub use store::{Kept, Store};
 pub use trace::{Lane, Span, Trace, TraceSummary};
@@ -50,8 +52,8 @@ fn passed_on<'a>(model: &'a Model, n_tokens: usize, mut hidden: &'a [f32]) -> im
 
 /// What a device that computes does for its share of a schedule.
 pub trait Executor {
-    /// Begins forward number `forward`, counted from 0, with this batch.
-    fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()>;
+    /// Begins forward number `forward`, counted from 0, with this batch, whose sequences have these blocks.
+    fn begin(&mut self, batch: &Batch, blocks: &KvBlocks, forward: usize) -> Result<()>;
 
     /// Begins to bring a chunk from disk or host memory to the next slot of the ring; does not wait.
     fn upload(&mut self, chunk: usize) -> Result<()>;
@@ -78,11 +80,12 @@ pub trait Executor {
     /// Brings the logits to the host, in the order in which the batch asks for them.
     fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Logits>>>;
 
-    /// Copies the first `n_positions` keys and values of the first of two sequences to the second, between forwards.
-    fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()>;
+    /// Copies keys and values of a block to another one, between forwards.
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<()>;
 
-    /// Where it keeps what it keeps of the first `n_positions` of a sequence in a layer: ranges of bytes, none where others compute the layer.
-    fn kept(&self, layer: usize, sequence: u32, n_positions: usize) -> Vec<(Kept, Range<u64>)>;
+    /// Where it keeps what it keeps of the first `n_positions` of a sequence in a layer, in these blocks: ranges of bytes, none where others
+    /// compute the layer.
+    fn kept(&self, layer: usize, sequence: (u32, &[u32]), n_positions: usize) -> Vec<(Kept, Range<u64>)>;
 
     /// The bytes of such ranges, one behind the other, between forwards.
     fn read_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)]) -> impl Future<Output = Result<Vec<u8>>>;

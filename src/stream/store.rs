@@ -279,21 +279,21 @@ pub enum Kept {
     State(StateKind),
 }
 
-/// Where `device` keeps what it keeps of the first `n_positions` of a sequence in a layer: ranges of bytes.
+/// Where `device` keeps what it keeps of the first `n_positions` of a sequence, which has these blocks, in a layer: ranges of bytes.
 pub(super) fn kept_ranges(
     model: &Model,
     plan: &Plan,
     device: Device,
     layer: usize,
-    sequence: u32,
+    (sequence, table): (u32, &[u32]),
     n_positions: usize,
 ) -> Vec<(Kept, Range<u64>)> {
     let mut ranges = Vec::new();
     for unit in units_of(model, plan, device) {
         if let Some(cache) = unit.cache().filter(|cache| cache.layer == layer) {
-            let shape = [plan.n_seqs, plan.ctx_size];
+            let n_blocks = plan.n_kv_blocks();
             for (part, kept) in [Kept::Keys, Kept::Values].into_iter().zip(KvCache::of_layer(plan.kv_caches_of(device), cache)) {
-                ranges.extend(position_ranges(cache, kept, shape, sequence, n_positions).map(|range| (part, range)));
+                ranges.extend(position_ranges(cache, kept, n_blocks, table, n_positions).map(|range| (part, range)));
             }
         }
         for state in unit.states().filter(|state| state.layer == layer) {

@@ -8,6 +8,7 @@ use super::vjp::softcap_slope;
 use crate::host;
 use crate::host::simd::simd;
 use crate::kernels::attention::{Params, visible};
+use crate::kernels::kv_tables::{BLOCK_POSITIONS, block_at, row_in};
 use crate::kernels::rope_kv::Token;
 
 /// Queries of a head whose shares are computed together.
@@ -20,7 +21,7 @@ pub(super) struct Read {
     pub(super) params: Params,
     /// `[n_tokens, n_heads, head_size]`
     pub(super) query: Vec<f32>,
-    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]`
+    /// `[n_blocks, n_kv_heads, BLOCK_POSITIONS, head_size]`
     pub(super) keys: Vec<f32>,
     /// As `keys`.
     pub(super) values: Vec<f32>,
@@ -41,18 +42,19 @@ struct Sizes {
     n_heads: usize,
     n_kv_heads: usize,
     head_size: usize,
-    capacity: usize,
 }
 
 impl Read {
-    /// Keys and values, `[n_tokens, n_kv_heads, head_size]`, in the order that attention reads them in.
-    pub(super) fn new(params: Params, query: Vec<f32>, [key, value]: [&[f32]; 2], tokens: &[Token], sinks: Option<Vec<f32>>) -> Read {
-        let Sizes { n_kv_heads, head_size, capacity, .. } = Sizes::of(&params);
+    /// Keys and values, `[n_tokens, n_kv_heads, head_size]`, where the tables of `placed` let attention read them.
+    pub(super) fn new(params: Params, query: Vec<f32>, [key, value]: [&[f32]; 2], placed: &[Token], sinks: Option<Vec<f32>>) -> Read {
+        let Sizes { n_kv_heads, head_size, .. } = Sizes::of(&params);
         let cached = |rows: &[f32]| {
-            let mut cache = vec![0.0; params.n_seqs as usize * n_kv_heads * capacity * head_size];
-            for (token, row) in tokens.iter().zip(rows.chunks_exact(n_kv_heads * head_size)) {
+            let mut cache = vec![0.0; params.n_blocks as usize * n_kv_heads * BLOCK_POSITIONS as usize * head_size];
+            for (t, row) in rows.chunks_exact(n_kv_heads * head_size).enumerate() {
+                let position = placed[t].position;
+                let block = block_at(placed, t, position).unwrap_or_default();
                 for (head, values) in row.chunks_exact(head_size).enumerate() {
-                    let place = (token.seq as usize * n_kv_heads + head) * capacity + token.position as usize;
+                    let place = row_in(block, params.n_kv_heads, head, position);
                     cache[place * head_size..][..head_size].copy_from_slice(values);
                 }
             }
@@ -62,13 +64,14 @@ impl Read {
     }
 
     /// Its output, `[n_tokens, n_heads, head_size]`.
-    pub(super) fn attend(&self, tokens: &[Token], output: &mut [f32]) {
-        host::attention(&self.params, &self.query, tokens, [&self.keys, &self.values], self.sinks.as_deref(), output);
+    pub(super) fn attend(&self, placed: &[Token], output: &mut [f32]) {
+        host::attention(&self.params, &self.query, placed, [&self.keys, &self.values], self.sinks.as_deref(), output);
     }
 
     /// From the gradient of its output to those of what it reads. A sequence's tokens stand together, in the order of their positions.
-    pub(super) fn backward(&self, tokens: &[Token], gradient: &[f32]) -> Gradients {
+    pub(super) fn backward(&self, placed: &[Token], gradient: &[f32]) -> Gradients {
         let sizes = Sizes::of(&self.params);
+        let tokens = &placed[..self.params.n_tokens as usize];
         let runs: Vec<(usize, &[Token])> = tokens
             .chunk_by(|a, b| a.seq == b.seq)
             .scan(0, |begin, run| {
@@ -80,8 +83,11 @@ impl Read {
         let tasks: Vec<(usize, usize)> = (0..runs.len()).flat_map(|run| (0..sizes.n_kv_heads).map(move |head| (run, head))).collect();
         // Short texts are done by one thread: another one would take as long to wake.
         let at_least = if gradient.len() < 4 * MIN_PARALLEL_VALUES { tasks.len().max(1) } else { 1 };
-        let parts: Vec<Gradients> =
-            tasks.par_iter().with_min_len(at_least).map(|&(run, head)| self.of_group(runs[run].0, runs[run].1, head, gradient)).collect();
+        let parts: Vec<Gradients> = tasks
+            .par_iter()
+            .with_min_len(at_least)
+            .map(|&(run, head)| self.of_group(placed, runs[run].0, runs[run].1.len(), head, gradient))
+            .collect();
         let (row, kv_row) = (sizes.n_heads * sizes.head_size, sizes.n_kv_heads * sizes.head_size);
         let [mut query, mut key, mut value] = [row, kv_row, kv_row].map(|width| vec![0.0; tokens.len() * width]);
         for (&(run, head), part) in tasks.iter().zip(&parts) {
@@ -99,12 +105,24 @@ impl Read {
         Gradients { query, key, value }
     }
 
-    /// Gradients of one key head of a sequence and of the query heads that share it. Positions of a sequence begin at 0.
-    fn of_group(&self, first: usize, tokens: &[Token], kv_head: usize, gradient: &[f32]) -> Gradients {
-        let Sizes { n_heads, n_kv_heads, head_size, capacity } = Sizes::of(&self.params);
-        let (n_in_group, n_positions) = (n_heads / n_kv_heads, tokens.len());
-        let place = (tokens[0].seq as usize * n_kv_heads + kv_head) * capacity * head_size;
-        let (keys, values) = (&self.keys[place..][..n_positions * head_size], &self.values[place..][..n_positions * head_size]);
+    /// The first rows of a key head of the sequence of token `first`.
+    fn rows(&self, cache: &[f32], placed: &[Token], (first, kv_head): (usize, usize), n_positions: usize) -> Vec<f32> {
+        let head_size = self.params.head_size as usize;
+        let mut rows = Vec::with_capacity(n_positions * head_size);
+        for begin in (0..n_positions).step_by(BLOCK_POSITIONS as usize) {
+            let block = block_at(placed, first, begin as u32).unwrap_or_default();
+            let place = row_in(block, self.params.n_kv_heads, kv_head, begin as u32) * head_size;
+            rows.extend_from_slice(&cache[place..][..(n_positions - begin).min(BLOCK_POSITIONS as usize) * head_size]);
+        }
+        rows
+    }
+
+    /// Gradients of one key head of a sequence, whose tokens are so many from `first` on, and of the query heads that share it. Positions of
+    /// a sequence begin at 0.
+    fn of_group(&self, placed: &[Token], first: usize, n_positions: usize, kv_head: usize, gradient: &[f32]) -> Gradients {
+        let Sizes { n_heads, n_kv_heads, head_size } = Sizes::of(&self.params);
+        let (n_in_group, tokens) = (n_heads / n_kv_heads, &placed[first..first + n_positions]);
+        let [keys, values] = [&self.keys, &self.values].map(|cache| self.rows(cache, placed, (first, kv_head), n_positions));
         let mut of_query = vec![0.0; n_positions * n_in_group * head_size];
         let [mut of_key, mut of_value] = [(); 2].map(|()| vec![0.0; n_positions * head_size]);
         for in_group in 0..n_in_group {
@@ -123,13 +141,13 @@ impl Read {
                 let mut scores = self.gradient_of_scores(&shares, &upward, values, some.len());
                 scores.iter_mut().zip(&slopes).for_each(|(score, slope)| *score *= slope * self.params.scale);
                 let mut sums = vec![0.0; some.len() * head_size];
-                (simd().weighted_sums)(head_size, keys, &scores, &mut sums);
+                (simd().add_weighted_sums)(head_size, keys, &scores, &mut sums);
                 for (token, sums) in sums.chunks_exact(head_size).enumerate() {
                     of_query[((begin + token) * n_in_group + in_group) * head_size..][..head_size].copy_from_slice(sums);
                 }
                 for (of_rows, rows, weights) in [(&mut of_key, &query, &scores), (&mut of_value, &upward, &shares)] {
                     let mut sums = vec![0.0; end * head_size];
-                    (simd().weighted_sums)(head_size, rows, &transposed_on_one_thread(end, weights), &mut sums);
+                    (simd().add_weighted_sums)(head_size, rows, &transposed_on_one_thread(end, weights), &mut sums);
                     of_rows.iter_mut().zip(&sums).for_each(|(of_row, sum)| *of_row += sum);
                 }
             }
@@ -183,15 +201,15 @@ impl Read {
 
 impl Sizes {
     fn of(params: &Params) -> Sizes {
-        let [n_heads, n_kv_heads, head_size, capacity] =
-            [params.n_heads, params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
-        Sizes { n_heads, n_kv_heads, head_size, capacity }
+        let [n_heads, n_kv_heads, head_size] = [params.n_heads, params.n_kv_heads, params.head_size].map(|n| n as usize);
+        Sizes { n_heads, n_kv_heads, head_size }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::kv_tables::with_tables;
 
     fn values(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| ((i + 1) as f32 * step).sin()).collect()
@@ -228,16 +246,18 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let lens = [3u32, 19];
+        let lens = [3u32, 37];
         let tokens: Vec<Token> = (0..).zip(lens).flat_map(|(seq, len)| (0..len).map(move |at| Token::new(seq, at, len))).collect();
+        let tables: [&[u32]; 2] = [&[1], &[2, 0]];
+        let placed = with_tables(tokens.clone(), |seq| tables[seq as usize]);
         for (window, softcap, has_sinks) in [(0, 0.0, false), (4, 0.0, true), (0, 1.5, false)] {
             let params = Params {
                 n_tokens: tokens.len() as u32,
                 n_heads: 4,
                 n_kv_heads: 2,
                 head_size: 6,
-                n_seqs: 2,
-                kv_capacity: 21,
+                n_blocks: 3,
+                kv_capacity: 40,
                 window,
                 scale: 0.7,
                 key_dtype: 0,
@@ -249,13 +269,13 @@ mod tests {
             let sinks = has_sinks.then(|| values(4, 0.8));
             let read = [values(tokens.len() * 24, 0.37), values(tokens.len() * 12, 0.71), values(tokens.len() * 12, 0.53)];
             let gradient = values(tokens.len() * 24, 0.29);
-            let own = Read::new(params, read[0].clone(), [&read[1], &read[2]], &tokens, sinks.clone());
+            let own = Read::new(params, read[0].clone(), [&read[1], &read[2]], &placed, sinks.clone());
             let mut output = vec![0.0; gradient.len()];
-            own.attend(&tokens, &mut output);
+            own.attend(&placed, &mut output);
             let wide: [Vec<f64>; 3] = read.each_ref().map(|values| values.iter().map(|x| f64::from(*x)).collect());
             let expected = plain(&params, &tokens, &wide[0], &wide[1], &wide[2], sinks.as_deref());
             assert!(output.iter().zip(&expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
-            let found = own.backward(&tokens, &gradient);
+            let found = own.backward(&placed, &gradient);
             let total = |of: &[Vec<f64>; 3]| -> f64 {
                 let output = plain(&params, &tokens, &of[0], &of[1], &of[2], sinks.as_deref());
                 output.iter().zip(&gradient).map(|(y, dy)| y * f64::from(*dy)).sum()

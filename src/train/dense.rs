@@ -38,7 +38,7 @@ pub(super) fn add_sums(n_columns: usize, rows: &[f32], weights: &[f32], output: 
     }
     let some = |(output, weights): (&mut [f32], &[f32])| {
         let mut sums = vec![0.0; output.len()];
-        (simd().weighted_sums)(n_columns, rows, weights, &mut sums);
+        (simd().add_weighted_sums)(n_columns, rows, weights, &mut sums);
         output.iter_mut().zip(&sums).for_each(|(output, sum)| *output += sum);
     };
     if output.len() * n_rows < MIN_PARALLEL_PRODUCTS {

@@ -20,7 +20,7 @@ use crate::kernels::{attention, rope};
 use crate::model::{Function, Model, Op, StoreKv, Unit, UnitKind, ValueId};
 use crate::platform;
 use crate::stream::host_values::Values;
-use crate::stream::{Batch, BatchToken};
+use crate::stream::{Batch, BatchToken, KvBlocks};
 use crate::weights::TensorId;
 
 /// The passes of a batch, on the host's cores.
@@ -91,7 +91,7 @@ pub(super) fn check(model: &Model, path: &str) -> Result<()> {
 
 impl<'a> HostPasses<'a> {
     pub(super) fn new(model: &'a Arc<Model>, weights: &'a Weights, adapter: &'a Adapter, inputs: &'a mut KeptInputs) -> HostPasses<'a> {
-        let (values, vectors) = (Values::new(Arc::clone(model), 1, 1), adapter.vectors(&weights.vectors));
+        let (values, vectors) = (Values::new(Arc::clone(model)), adapter.vectors(&weights.vectors));
         let matrices = Matrices { weights, adapter };
         HostPasses { model, weights, adapter, matrices, values, vectors, inputs, gradients: HashMap::new(), draw: None }
     }
@@ -112,9 +112,9 @@ impl<'a> HostPasses<'a> {
                     let params = attention::Params::of(op, &self.values.batch());
                     let sinks = op.sinks.and_then(|id| self.vectors.get(&id)).cloned();
                     let rows = [self.values.get(store.key), store.value.map_or(&[][..], |value| self.values.get(value))];
-                    let read = Read::new(params, self.values.get(op.query).to_vec(), rows, &self.values.tokens, sinks);
+                    let read = Read::new(params, self.values.get(op.query).to_vec(), rows, &self.values.placed, sinks);
                     let mut output = self.values.take(op.output);
-                    read.attend(&self.values.tokens, &mut output);
+                    read.attend(&self.values.placed, &mut output);
                     self.values.put(op.output, output);
                     if keeps { Kept::Attention(Box::new(read)) } else { Kept::Nothing }
                 }
@@ -230,7 +230,7 @@ impl<'a> HostPasses<'a> {
             }
             (Op::Attention(op), Kept::Attention(read)) => {
                 let Some(upward) = self.end_of(op.output) else { return Ok(()) };
-                let found = read.backward(&self.values.tokens, &upward);
+                let found = read.backward(&self.values.placed, &upward);
                 self.add_gradient(op.query, found.query);
                 let store = self.model.cache_of(op.layer).copied();
                 let store = store.ok_or_else(|| Error::internal("attention without keys"))?;
@@ -300,7 +300,7 @@ impl HostPasses<'_> {
         self.inputs.clear();
         self.gradients.clear();
         let n_positions = batch.n_positions();
-        self.values.begin(batch, batch.sequences().len(), n_positions);
+        self.values.begin(batch, &KvBlocks::of(batch)?, n_positions);
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
         // Logits are computed some at a time.
         for (id, value) in self.model.values().filter(|(id, value)| value.width > 0 && *id != self.model.logits) {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part, and one of them all")]
 
+pub mod kv_blocks;
 pub mod program;
 
 use std::path::Path;

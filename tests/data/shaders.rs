@@ -40,7 +40,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "layer_norm" | "layer_norm_back" => members!(layer_norm::Params: n_rows, hidden_size, epsilon, weight_offset),
         "rope" => members!(rope::Params: n_tokens, n_heads, head_size, rotary_size, pairing),
         "rope_kv" | "rope_kv_padded" | "rope_kv_blocks" => {
-            members!(rope_kv::Params: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, key_dtype, value_dtype, pairing, rotary_size)
+            members!(rope_kv::Params: n_tokens, n_heads, n_kv_heads, head_size, n_blocks, kv_capacity, key_dtype, value_dtype, pairing, rotary_size)
         }
         "attention_token"
         | "attention_tile"
@@ -51,7 +51,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         | "attention_dense"
         | "attention_back_query"
         | "attention_back_keys" => {
-            members!(attention::Params: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, key_dtype, value_dtype, softcap, is_causal, in_chunks)
+            members!(attention::Params: n_tokens, n_heads, n_kv_heads, head_size, n_blocks, kv_capacity, window, scale, key_dtype, value_dtype, softcap, is_causal, in_chunks)
         }
         "conv" => members!(conv::Params: n_tokens, width, n_taps, n_seqs),
         "copy_part" => members!(copy_part::Params: n_heads, len, input_size, input_begin, output_size, output_begin),

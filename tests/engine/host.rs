@@ -2,10 +2,12 @@
 //! and the promise that no result depends on how the work is cut.
 
 use crate::common::bits;
+use crate::common::kv_blocks::{blocks_of, in_shuffled_blocks};
 use tierflow::DType;
 use tierflow::dtype::Scaling;
 use tierflow::host::simd::{self, Simd};
 use tierflow::host::{self, Input, KvCache, Operand};
+use tierflow::kernels::kv_tables::{BLOCK_POSITIONS, block_at, row_in};
 use tierflow::kernels::rope_kv::{CacheDType, Token};
 use tierflow::kernels::{attention, matmul, rope_kv};
 use xtask::models::GgufType;
@@ -297,7 +299,7 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
         n_heads: 6,
         n_kv_heads: 2,
         head_size: 40,
-        n_seqs: 2,
+        n_blocks: blocks_of(90),
         kv_capacity: 90,
         window,
         scale: 0.16,
@@ -311,10 +313,12 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
 
 #[test]
 fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
-    let (keys, cached) = (values(2 * 2 * 90 * 40, 1), values(2 * 2 * 90 * 40, 2));
+    let n_values = blocks_of(90) as usize * 2 * BLOCK_POSITIONS as usize * 40;
+    let (keys, cached) = (values(n_values, 1), values(n_values, 2));
     let [key_cache, value_cache] = [&keys, &cached].map(|values| KvCache::Floats(values.clone()));
     // Of one sequence the caches hold 61 positions, of the other one 49.
     let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, if t < 41 { 61 } else { 49 })).collect();
+    let placed = in_shuffled_blocks(&tokens, blocks_of(90));
     let query = values(tokens.len() * 240, 3);
     let of_heads = [1.5, -3.0, 0.0, 60.0, -90.0, 0.4];
     for (window, is_causal, sinks, in_chunks) in [
@@ -328,8 +332,8 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     ] {
         let params = attention::Params { is_causal, in_chunks, ..attention_params(tokens.len(), window) };
         let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
-        host::attention(&params, &query, &tokens, [&key_cache, &value_cache], sinks, &mut attention_output);
-        attention::reference(&params, &query, &tokens, (&keys, &cached), sinks, &mut expected);
+        host::attention(&params, &query, &placed, [&key_cache, &value_cache], sinks, &mut attention_output);
+        attention::reference(&params, &query, &placed, (&keys, &cached), sinks, &mut expected);
         assert!(
             worst(&attention_output, &expected) <= 4.0 * F32_TOLERANCE * largest(&expected),
             "window {window}: {}",
@@ -338,7 +342,7 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
         for t in [0, 1, 40, 41, 69] {
             let mut alone = vec![f32::NAN; 240];
             let params = attention::Params { is_causal, in_chunks, ..attention_params(1, window) };
-            host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], [&key_cache, &value_cache], sinks, &mut alone);
+            host::attention(&params, &query[t * 240..][..240], &placed[t..], [&key_cache, &value_cache], sinks, &mut alone);
             assert_eq!(bits(&alone), bits(&attention_output[t * 240..][..240]), "token {t}, window {window}");
         }
     }
@@ -346,9 +350,15 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
 
 #[test]
 fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_many() {
-    let sizes = |n_tokens: usize, window| attention::Params { head_size: 96, kv_capacity: 300, ..attention_params(n_tokens, window) };
-    let (n_rows, width) = (2 * 2 * 300, 6 * 96);
+    let sizes = |n_tokens: usize, window| attention::Params {
+        head_size: 96,
+        n_blocks: blocks_of(300),
+        kv_capacity: 300,
+        ..attention_params(n_tokens, window)
+    };
+    let (n_rows, width) = (blocks_of(300) as usize * 2 * BLOCK_POSITIONS as usize, 6 * 96);
     let tokens: Vec<Token> = (0..150u32).map(|t| Token::new(u32::from(t >= 90), t % 90 + 170, if t < 90 { 260 } else { 230 })).collect();
+    let placed = in_shuffled_blocks(&tokens, blocks_of(300));
     let query = values(tokens.len() * width, 3);
     let (floats, bytes, nibbles) = (CacheDType::F32, CacheDType::Q8_0, CacheDType::Q4_0);
     for kv_dtypes in [[bytes; 2], [nibbles; 2], [bytes, nibbles], [floats, nibbles], [bytes, floats]] {
@@ -361,9 +371,10 @@ fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_ma
                 None => KvCache::Floats(vec![0.0; n_rows * 96]),
             };
             let of_position = |position: u32, seq: u32| {
-                let row = |head: usize| ((seq as usize * 2 + head) * 300 + position as usize) * 96;
-                let heads = [0, 1].map(|head| &rows[row(head)..][..96]).concat();
-                (heads, Token::new(seq, position, position + 1))
+                let token = in_shuffled_blocks(&[Token::new(seq, position, position + 1)], blocks_of(300));
+                let block = block_at(&token, 0, position).expect("a block");
+                let heads = [0, 1].map(|head| &rows[row_in(block, 2, head, position) * 96..][..96]).concat();
+                (heads, token)
             };
             for (heads, token) in (0..2).flat_map(|seq| (0..300).map(move |position| of_position(position, seq))) {
                 let params = rope_kv::Params {
@@ -371,14 +382,14 @@ fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_ma
                     n_heads: 0,
                     n_kv_heads: 2,
                     head_size: 96,
-                    n_seqs: 2,
+                    n_blocks: blocks_of(300),
                     kv_capacity: 300,
                     key_dtype: 0,
                     value_dtype: 0,
                     pairing: 0,
                     rotary_size: 0,
                 };
-                cache.store(&params, &heads, &[token]);
+                cache.store(&params, &heads, &token);
             }
             cache
         });
@@ -386,20 +397,13 @@ fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_ma
         for window in [0, 7, 100] {
             let params = sizes(tokens.len(), window);
             let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
-            host::attention(&params, &query, &tokens, [&caches[0], &caches[1]], None, &mut attention_output);
-            attention::reference(&params, &query, &tokens, (&seen[0], &seen[1]), None, &mut expected);
+            host::attention(&params, &query, &placed, [&caches[0], &caches[1]], None, &mut attention_output);
+            attention::reference(&params, &query, &placed, (&seen[0], &seen[1]), None, &mut expected);
             let off = worst(&attention_output, &expected);
             assert!(off <= 4.0 * F32_TOLERANCE * largest(&expected), "{kv_dtypes:?}, window {window}: {off}");
             for t in [0, 1, 63, 89, 90, 149] {
                 let mut alone = vec![f32::NAN; width];
-                host::attention(
-                    &sizes(1, window),
-                    &query[t * width..][..width],
-                    &tokens[t..=t],
-                    [&caches[0], &caches[1]],
-                    None,
-                    &mut alone,
-                );
+                host::attention(&sizes(1, window), &query[t * width..][..width], &placed[t..], [&caches[0], &caches[1]], None, &mut alone);
                 assert_eq!(bits(&alone), bits(&attention_output[t * width..][..width]), "token {t}, window {window}");
             }
         }
@@ -424,7 +428,14 @@ fn blocks_are_decoded_alike_by_all_instructions() {
 fn a_token_that_sees_nothing_mixes_nothing() {
     let params = attention_params(1, 0);
     let mut attention_output = vec![f32::NAN; 240];
-    let caches = KvCache::Floats(vec![1.0; 2 * 2 * 90 * 40]);
-    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], [&caches, &caches], None, &mut attention_output);
+    let caches = KvCache::Floats(vec![1.0; blocks_of(90) as usize * 2 * BLOCK_POSITIONS as usize * 40]);
+    host::attention(
+        &params,
+        &[1.0; 240],
+        &in_shuffled_blocks(&[Token::new(0, 3, 0)], blocks_of(90)),
+        [&caches, &caches],
+        None,
+        &mut attention_output,
+    );
     assert_eq!(attention_output, [0.0; 240]);
 }

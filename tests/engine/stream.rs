@@ -814,6 +814,68 @@ fn prompts_that_begin_alike_are_read_once_so_far() {
     }
 }
 
+/// Of an engine itself nobody makes room: it says what is missing, and where there is some, nothing is lost.
+#[test]
+fn a_cache_that_is_full_says_so_before_anything_is_computed() {
+    let model = test_model(None);
+    for executors in executor_sets() {
+        let sizes = PlanOptions { ctx_size: Some(96), kv_size: Some(96), ubatch_size: Some(8), ..options() };
+        let mut engine = open(&model, executors, sizes).unwrap();
+        read_on(&mut engine, 1, &tokens(0, 64), 0);
+        read_on(&mut engine, 0, &tokens(1, 32), 0);
+        // Whole blocks are there once, whoever has them.
+        engine.copy_sequence(1, 2, 64).unwrap();
+        let more: Vec<BatchToken> = tokens(0, 65)[64..].iter().map(|token| BatchToken { sequence: 2, ..*token }).collect();
+        let batch = Batch { tokens: more, logits_for: vec![0], logits_request: LogitsRequest::All };
+        match pollster::block_on(engine.forward(&batch)) {
+            Err(Error::KvCacheFull { needed: 32, available: 0 }) => {}
+            other => panic!("{other:?} on {executors:?}"),
+        }
+        assert!(engine.copy_sequence(1, 2, 40).is_err(), "the last block would be a copy");
+        engine.copy_sequence(1, 2, 64).unwrap();
+        engine.clear_sequence(0);
+        let found = read_on(&mut engine, 2, &tokens(0, 65), 64);
+        engine.clear_sequence(2);
+        assert!(found == read_on(&mut engine, 1, &tokens(0, 65), 64), "{executors:?}");
+    }
+}
+
+/// A cache with room for one context, and three sequences: they are under way together where they begin alike or are short, and wait where not.
+#[test]
+fn sequences_share_a_cache_that_has_no_room_for_all_their_contexts() {
+    let model = test_model(None);
+    let alike: Vec<Vec<u32>> = (1..4).map(|sequence| ids(&[tokens(0, 70), tokens(sequence, 3 + sequence)].concat())).collect();
+    let others: Vec<Vec<u32>> = (1..4).map(|sequence| ids(&tokens(sequence, 100 + sequence))).collect();
+    for executors in executor_sets() {
+        let sizes = PlanOptions { ctx_size: Some(160), kv_size: Some(160), ubatch_size: Some(8), ..options() };
+        let full = PlanOptions { kv_size: None, ..sizes.clone() };
+        let mut engine = open(&model, executors, full).unwrap();
+        let full_bytes = engine.plan().kv_cache_bytes();
+        let expected: Vec<Vec<u32>> = alike.iter().chain(&others).map(|prompt| generated_alone(&mut engine, prompt, 20)).collect();
+        drop(engine);
+        let engine = open(&model, executors, sizes).unwrap();
+        assert!(engine.plan().kv_cache_bytes().0 * 2 < full_bytes.0, "{executors:?}");
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let mut n_read = Vec::new();
+        for (prompts, expected) in [(&alike, &expected[..3]), (&others, &expected[3..]), (&alike, &expected[..3])] {
+            let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(20)).unwrap();
+            let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(prompts).map(start).collect();
+            // The last one is read first: none waits for its neighbour's reader.
+            let rest = |stream: &mut TokenStream| {
+                std::iter::from_fn(|| pollster::block_on(stream.next()).unwrap()).map(|step| step.token).collect()
+            };
+            let mut found: Vec<Vec<u32>> = streams.iter_mut().rev().map(rest).collect();
+            found.reverse();
+            assert_eq!(found, expected, "{executors:?}");
+            n_read.extend(streams.iter().map(TokenStream::n_prompt));
+        }
+        assert_eq!(n_read[..3], [74, 5, 6], "{executors:?}");
+        assert_eq!(n_read[3..6], [101, 102, 103], "{executors:?}");
+        assert_eq!(n_read[6..], [74, 5, 6], "{executors:?}");
+    }
+}
+
 #[test]
 fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
     let model = test_model(None);

@@ -20,7 +20,7 @@ const GROUPS: [(&str, &str); 8] = [
         "predict seed temp top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop ignore_eos \
          grammar grammar_file json_schema json_schema_file regex",
     ),
-    ("Memory", "max_memory ctx_size context_shift keep no_context_shift fit kv_dtype batch_size ubatch_size"),
+    ("Memory", "max_memory ctx_size context_shift keep no_context_shift fit kv_dtype kv_size batch_size ubatch_size"),
     (
         "Placement",
         "device n_gpu_layers threads devices objective mix device_map plan no_split strict n_seqs io lookahead slots upload \
@@ -30,7 +30,7 @@ const GROUPS: [(&str, &str); 8] = [
 
 /// What `-h` leaves out.
 const RARE: &str = "lora model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop \
-                    ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
+                    ignore_eos fit kv_dtype kv_size batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
                     slots upload n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
                     steps truncate packing seq_len save_every accumulate train_on lora_alpha dtype modules_to_save mixed_precision dropout scheduler warmup optimizer weight_decay grad_clip \
                     eval_data eval_every logging_dir export_plan trace cache_save cache_load context_shift keep no_context_shift no_history think no_think hide_thinking alias cors queue cache_ram embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";

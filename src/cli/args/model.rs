@@ -142,6 +142,12 @@ pub struct PlacementArgs {
     #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
     #[arg(value_parser = parse_or_default, allow_negative_numbers = true)]
     pub ctx_size: u32,
+    /// Tokens in the KV cache of all sequences together
+    ///
+    /// Sequences take room as they grow, and share what they begin with. Without it, there is room for the whole context of each. What -c is to
+    /// llama.cpp with --kv-unified.
+    #[arg(long, env = "TIERFLOW_KV_SIZE", value_name = "N", value_parser = parse_positive)]
+    pub kv_size: Option<u32>,
     /// Layers on GPUs at most (-ngl)
     ///
     /// The most layers that may be resident there: a number, auto or all.

@@ -50,7 +50,7 @@ fn overrule_placement(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<
 }
 
 /// The options that shape a plan, all of which a plan from a file has settled.
-const SHAPING: [&str; 21] = [
+const SHAPING: [&str; 22] = [
     "device",
     "device_map",
     "no_split",
@@ -58,6 +58,7 @@ const SHAPING: [&str; 21] = [
     "fit",
     "n_seqs",
     "ctx_size",
+    "kv_size",
     "n_gpu_layers",
     "batch_size",
     "ubatch_size",

@@ -155,9 +155,9 @@ pub struct Simd {
     /// `products[t, r] = Σ_k rows[r, k] · tokens[t, k]`, as `dot_rows` has them: `rows` `[n_rows, n_columns]`,
     /// `tokens` `[n_tokens, n_columns]`, `products` `[n_tokens, n_rows]`.
     pub dots: fn(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]),
-    /// `sums[t, c] = Σ_r weights[t, r] · rows[r, c]`, row after row: `rows` `[n_rows, n_columns]`, `weights` `[n_tokens, n_rows]`,
+    /// `sums[t, c] += Σ_r weights[t, r] · rows[r, c]`, row after row, so that rows may as well come some at a time: `rows` `[n_rows, n_columns]`, `weights` `[n_tokens, n_rows]`,
     /// `sums` `[n_tokens, n_columns]`.
-    pub weighted_sums: fn(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]),
+    pub add_weighted_sums: fn(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]),
     /// Decodes whole blocks, as [`DType::decode`] does.
     pub decode: fn(DType, blocks: &[u8], values: &mut [f32]),
 }
@@ -238,7 +238,7 @@ fn check_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &[[f32; FLOA
     panel.len() / LANES
 }
 
-/// The rows of [`Simd::dots`] and [`Simd::weighted_sums`]; refuses slices that do not hold them: `by_columns` is
+/// The rows of [`Simd::dots`] and [`Simd::add_weighted_sums`]; refuses slices that do not hold them: `by_columns` is
 /// `[n_tokens, n_columns]`, `by_rows` `[n_tokens, n_rows]`.
 fn check_matrices(n_columns: usize, rows: &[f32], by_rows: &[f32], by_columns: &[f32]) -> usize {
     assert!(n_columns > 0, "rows without columns");

@@ -19,7 +19,7 @@ pub(super) static SIMD: Simd = Simd {
     arrange,
     multiply_tile,
     dots,
-    weighted_sums,
+    add_weighted_sums,
     decode: decode_blocks,
 };
 
@@ -190,9 +190,8 @@ pub(super) fn decode_blocks(dtype: DType, blocks: &[u8], values: &mut [f32]) {
     }
 }
 
-fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
+fn add_weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
     let n_rows = check_matrices(n_columns, rows, weights, sums);
-    sums.fill(0.0);
     for (weights, sums) in weights.chunks_exact(n_rows.max(1)).zip(sums.chunks_exact_mut(n_columns)) {
         for (weight, row) in weights.iter().zip(rows.chunks_exact(n_columns)) {
             for (sum, value) in sums.iter_mut().zip(row) {

@@ -20,7 +20,7 @@ static AVX2: Simd = Simd {
     arrange: tiles::arrange,
     multiply_tile: tiles::multiply_tile,
     dots: floats::dots,
-    weighted_sums: floats::weighted_sums,
+    add_weighted_sums: floats::add_weighted_sums,
     decode: floats::decode,
 };
 

@@ -108,7 +108,8 @@ impl GpuPasses {
         let norms = GpuNorms::new(&gpu, model, trained, most).await?;
         let weights = GpuWeights::new(&gpu, host, plan).await?;
         gpu.wait(None)?;
-        let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtypes: [CacheDType::F32; 2] };
+        let batch =
+            BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, n_blocks: 0, kv_capacity: u32::MAX, kv_dtypes: [CacheDType::F32; 2] };
         Ok(GpuPasses {
             gpu,
             model: Arc::clone(model),

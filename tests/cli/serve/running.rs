@@ -66,6 +66,28 @@ fn sequences_side_by_side_get_what_they_get_alone() {
 }
 
 #[test]
+fn a_cache_that_is_too_small_for_all_contexts_changes_no_answer() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let plain = Server::start(&home, &model, &["--parallel", "4", "-c", "96"]);
+    let small = Server::start(&home, &model, &["--parallel", "4", "-c", "96", "--kv-size", "128"]);
+    let size = |server: &Server| server.metric("tierflow_kv_cache_size_bytes");
+    assert_eq!(size(&plain), 3 * size(&small));
+    // Some say how long they become, the others may fill the context and wait for each other.
+    let asked = |index: u32| match index % 2 {
+        0 => json!({ "prompt": format!("words {index}"), "temperature": 0, "ignore_eos": true, "max_tokens": 20 }),
+        _ => json!({ "prompt": format!("{index} words"), "temperature": 0, "ignore_eos": true }),
+    };
+    let answers = |server: &Server| -> Vec<Value> {
+        let streams: Vec<TcpStream> = (0..8).map(|index| server.send("POST", "/v1/completions", "", &asked(index).to_string())).collect();
+        streams.into_iter().map(|stream| Reply::read(stream).json()["choices"].clone()).collect()
+    };
+    assert_eq!(answers(&small), answers(&plain));
+    let refused = home.refusal(2, &["serve", "--device", "cpu", &model, "-c", "96", "--kv-size", "64"]);
+    assert!(refused.contains("64 tokens of all sequences together are fewer than the context of one, 96"), "{refused}");
+}
+
+#[test]
 fn drafts_change_no_answer_and_are_counted() {
     let home = Home::new();
     let model = home.circling_model();

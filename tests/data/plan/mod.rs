@@ -12,6 +12,7 @@ use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::host::{Input, Operand};
+use tierflow::kernels::kv_tables::BLOCK_POSITIONS;
 use tierflow::kernels::{attention, matmul, rope_kv_padded};
 use tierflow::model::{Model, ModelConfig, Op, UnitKind};
 use tierflow::plan::{
@@ -219,7 +220,7 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let mut sum: u128 = vectors.map(|id| padded(u128::from(catalog[id].n_values()) * 4)).sum();
     let passes_on = (1..made.units.len() - 1).any(|unit| is_own(unit) && !is_own(unit + 1));
     let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on, on_host: device == Device::Cpu };
-    sum += sizes::working_set(model, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
+    sum += sizes::working_set(model, made.forward, made.n_seqs, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
     let kv_dtype = if is_gpu { made.kv_dtype } else { made.kv_dtype.on_host() };
     // Adapters hold heads of whole octets.
     let head_size = if is_gpu { model.config.head_size.next_multiple_of(8) } else { model.config.head_size };
@@ -227,7 +228,9 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
         let [values, scales] = dtype.row_bytes(head_size);
         // Adapters hold a head's scales in whole words.
         let head_bytes = values + if is_gpu { scales.next_multiple_of(4) } else { scales };
-        padded(made.n_seqs as u128 * made.ctx_size as u128 * model.config.n_kv_heads as u128 * u128::from(head_bytes))
+        // Sequences have whole blocks of 32 positions.
+        let n_positions = made.ctx_size.next_multiple_of(32) as u128;
+        padded(made.n_seqs as u128 * n_positions * model.config.n_kv_heads as u128 * u128::from(head_bytes))
     };
     let n_caches = units.iter().filter(|&&unit| matches!(model.units[unit].kind, UnitKind::Attention { .. })).count();
     sum += (cache_bytes(kv_dtype.keys) + cache_bytes(kv_dtype.values)) * n_caches as u128;
@@ -438,10 +441,29 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
 }
 
 #[test]
+fn a_cache_of_all_sequences_together_takes_what_it_is_given() {
+    let (catalog, model) = models::model(&models::config(), |_| DType::F16);
+    let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+    let made =
+        |n_seqs, ctx_size, kv_size| plan(&catalog, &model, &devices, &PlanOptions { n_seqs, ctx_size, kv_size, ..PlanOptions::default() });
+    let bytes = |n_seqs, ctx_size, kv_size| made(n_seqs, ctx_size, kv_size).unwrap().kv_cache_bytes();
+    assert_eq!(bytes(8, Some(256), Some(1024)), bytes(4, Some(256), None));
+    assert_eq!(bytes(8, Some(256), Some(1 << 20)), bytes(8, Some(256), None), "no more than all contexts have");
+    // What all have, one may have.
+    let of_one = made(8, None, Some(320)).unwrap();
+    assert_eq!((of_one.ctx_size, of_one.n_kv_blocks(), of_one.n_seqs), (320, 10, 8));
+    for (ctx_size, kv_size, reason) in [(Some(256), 255, "fewer than the context of one, 256"), (None, 0, "no room for a token")] {
+        let refused = made(2, ctx_size, Some(kv_size)).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{refused}");
+    }
+}
+
+#[test]
 fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
     assert_eq!(sizes::ATTENTION_PARTS_MAX as u32, attention::MAX_PARTS);
     assert_eq!(sizes::ATTENTION_PART_POSITIONS_MIN as u32, attention::MIN_PART_POSITIONS);
     assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_DECODE_TOKENS);
+    assert_eq!(sizes::KV_BLOCK_POSITIONS as u32, BLOCK_POSITIONS);
     let config = models::config();
     let (_, model) = models::model(&config, |_| DType::F16);
     for n_tokens in [1, 3, 8, 9, 64] {
@@ -452,7 +474,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
                 n_heads: config.n_heads as u32,
                 n_kv_heads: config.n_kv_heads as u32,
                 head_size: config.head_size as u32,
-                n_seqs: 1,
+                n_blocks: 4096,
                 kv_capacity,
                 window: 0,
                 scale: 1.0,

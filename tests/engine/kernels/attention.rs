@@ -4,9 +4,11 @@ use tierflow::device::Phase;
 use tierflow::error::Result;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::kernels::attention::AttentionVariant;
+use tierflow::kernels::kv_tables::BLOCK_POSITIONS;
 use tierflow::kernels::{Binding, attention, rope_kv, rope_kv_blocks};
 
 use super::EXP_TOLERANCE;
+use crate::common::kv_blocks::{blocks_of, in_shuffled_blocks, shuffled_table};
 use crate::common::{Random, assert_close, bits, gpus, output, poisoned, run_with, upload};
 
 struct Attention {
@@ -24,7 +26,7 @@ impl Attention {
             n_heads: heads[0],
             n_kv_heads: heads[1],
             head_size,
-            n_seqs: 2,
+            n_blocks: blocks_of(kv_len + 3),
             kv_capacity: kv_len + 3,
             window,
             scale: 1.0 / (head_size as f32).sqrt(),
@@ -52,7 +54,14 @@ impl Attention {
         let (query, caches) = self.random_values();
         let seen = [0, 1].map(|which| dtypes[which].rounded(&caches[which]));
         let mut expected = vec![0.0; query.len()];
-        attention::reference(&params, &query, &self.tokens, (&seen[0], &seen[1]), self.sinks.as_deref(), &mut expected);
+        attention::reference(
+            &params,
+            &query,
+            &in_shuffled_blocks(&self.tokens, params.n_blocks),
+            (&seen[0], &seen[1]),
+            self.sinks.as_deref(),
+            &mut expected,
+        );
         let on_gpu = [0, 1].map(|which| match (dtypes[which], &caches[which]) {
             (rope_kv::CacheDType::F32, cache) => upload(gpu, "cache", cache),
             (rope_kv::CacheDType::F16, cache) => {
@@ -71,7 +80,7 @@ impl Attention {
         let params = &self.params;
         let mut random = Random(u64::from(params.kv_capacity * 131 + params.head_size));
         let query = random.floats((params.n_tokens * params.n_heads * params.head_size) as usize);
-        let cache_len = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
+        let cache_len = (params.n_blocks * params.n_kv_heads * BLOCK_POSITIONS * params.head_size) as usize;
         (query.iter().map(|value| value * 4.0).collect(), [0, 1].map(|_| random.floats(cache_len)))
     }
 }
@@ -97,7 +106,7 @@ fn attend_in(
     caches: &[Buffer; 2],
     variant: AttentionVariant,
 ) -> Vec<f32> {
-    let [queries, places] = [upload(gpu, "query", query), upload(gpu, "tokens", tokens)];
+    let [queries, places] = [upload(gpu, "query", query), upload(gpu, "tokens", &in_shuffled_blocks(tokens, params.n_blocks))];
     let sinks = sinks.map(|sinks| upload(gpu, "sinks", sinks));
     let parts_len = attention::parts_bytes(params) as usize / 4;
     let [parts, attention_output] = [poisoned(gpu, parts_len), poisoned(gpu, query.len())];
@@ -293,8 +302,9 @@ fn attention_gives_the_same_bits_however_it_is_cut() {
 fn attention_lets_a_nan_through() {
     for gpu in gpus() {
         let attention = Attention::of_one_sequence([1, 1], 8, 20, 1, 0);
-        let mut key = vec![0.5f32; 2 * 23 * 8];
-        key[23 * 8 + 17 * 8] = f32::NAN;
+        let block = shuffled_table(1, attention.params.n_blocks)[0];
+        let mut key = vec![0.5f32; (attention.params.n_blocks * BLOCK_POSITIONS * 8) as usize];
+        key[((block * BLOCK_POSITIONS + 17) * 8) as usize] = f32::NAN;
         let caches = [upload(gpu, "key", &key), upload(gpu, "value", &vec![1f32; key.len()])];
         for variant in attention::variants(gpu, 8) {
             let attention_output = attend(gpu, &attention.params, &attention.tokens, &[1f32; 8], &caches, variant);

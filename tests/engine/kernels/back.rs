@@ -266,7 +266,7 @@ fn attention_and_the_way_back_through_it_are_those_of_their_formula() {
         n_heads,
         n_kv_heads,
         head_size,
-        n_seqs: 1,
+        n_blocks: 0,
         kv_capacity: 1 << 16,
         window,
         scale: 0.7,

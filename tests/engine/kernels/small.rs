@@ -1,6 +1,7 @@
 //! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
 
 use tierflow::gpu::Gpu;
+use tierflow::kernels::kv_tables::BLOCK_POSITIONS;
 use tierflow::kernels::{
     Binding, add, add_bias, attention, conv, copy_part, delta_rule, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv,
     rope_kv_blocks, rope_kv_padded,
@@ -8,6 +9,7 @@ use tierflow::kernels::{
 use tierflow::model::{Activation, Function, RopePairing};
 
 use super::{EXP_TOLERANCE, SUM_TOLERANCE};
+use crate::common::kv_blocks::{blocks_of, in_shuffled_blocks};
 use crate::common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, upload};
 
 /// One or two roundings.
@@ -158,8 +160,8 @@ fn delta_rule_matches_its_reference_and_keeps_its_state() {
 #[test]
 fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
     // The last two tokens lie outside the caches: they are rotated all the same, and not stored.
-    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
-    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    let tokens = STORED.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1));
+    let tokens = in_shuffled_blocks(&tokens, blocks_of(39));
     for gpu in gpus() {
         for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
             (rope_kv::CacheDType::F32, RopePairing::NeoX, [5, 3, 12, 12]),
@@ -204,6 +206,9 @@ fn cache_of(dtype: rope_kv::CacheDType, head_size: u32, rows: &[f32]) -> Vec<u32
     }
 }
 
+/// Places in the caches of two sequences; the last two lie outside.
+const STORED: [(u32, u32); 5] = [(0, 38), (1, 0), (1, 1), (2, 0), (0, 39)];
+
 struct RopeKv {
     params: rope_kv::Params,
     cos_sin: Vec<f32>,
@@ -214,15 +219,15 @@ struct RopeKv {
 }
 
 impl RopeKv {
-    /// Five tokens of two sequences, whose caches have room for seven positions.
+    /// Five tokens of two sequences, whose caches have room for 39 positions.
     fn random(dtypes: [rope_kv::CacheDType; 2], pairing: RopePairing, [n_heads, n_kv_heads, head_size, rotary_size]: [u32; 4]) -> RopeKv {
         let params = rope_kv::Params {
             n_tokens: 5,
             n_heads,
             n_kv_heads,
             head_size,
-            n_seqs: 2,
-            kv_capacity: 7,
+            n_blocks: blocks_of(39),
+            kv_capacity: 39,
             key_dtype: dtypes[0] as u32,
             value_dtype: dtypes[1] as u32,
             pairing: pairing as u32,
@@ -255,7 +260,7 @@ impl RopeKv {
         let params = &self.params;
         let dtypes = [params.key_dtype, params.value_dtype].map(|dtype| rope_kv::CacheDType::of_params(dtype).expect("a dtype"));
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
-        let n_rows = params.n_seqs * params.n_kv_heads * params.kv_capacity;
+        let n_rows = params.n_blocks * params.n_kv_heads * BLOCK_POSITIONS;
         let nothing = || vec![0.0; (n_rows * params.head_size) as usize];
         let [mut keys, mut values] = [nothing(), nothing()];
         let caches = [keys.as_mut_slice(), if self.value.is_some() { &mut values } else { &mut [] }];
@@ -294,7 +299,11 @@ impl RopeKv {
         let steps = found_keys.iter().zip(&expected[0]).take(n_values);
         let steps = steps.map(|(found, expected)| steps_between(dtypes[0], *found, *expected)).collect::<Vec<u32>>();
         assert!(steps.iter().all(|steps| *steps <= 1), "keys of {params:?}: {:?}", steps.iter().max());
-        assert!(steps.iter().sum::<u32>() <= 1 + keys.len() as u32 / 500, "keys of {params:?}: {}", steps.iter().sum::<u32>());
+        assert!(
+            steps.iter().sum::<u32>() <= 1 + (params.n_tokens * params.n_kv_heads * params.head_size) / 500,
+            "keys of {params:?}: {}",
+            steps.iter().sum::<u32>()
+        );
         let scales = |words: &[u32]| -> Vec<f32> {
             words[n_values..]
                 .iter()
@@ -310,7 +319,7 @@ impl RopeKv {
         let params = &self.params;
         let padded_size = rope_kv_padded::padded_size(params.head_size);
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
-        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * padded_size) as usize;
+        let cached = (params.n_blocks * params.n_kv_heads * BLOCK_POSITIONS * padded_size) as usize;
         let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
         let of_values = if self.value.is_some() { cached } else { 0 };
         let value = self.value.as_deref().unwrap_or_default();
@@ -350,7 +359,7 @@ impl RopeKv {
     fn check(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
         let params = &self.params;
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
-        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
+        let cached = (params.n_blocks * params.n_kv_heads * BLOCK_POSITIONS * params.head_size) as usize;
         let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
         let of_values = if self.value.is_some() { cached } else { 0 };
         let value = self.value.as_deref().unwrap_or_default();
@@ -389,9 +398,8 @@ impl RopeKv {
 
 #[test]
 fn blocks_are_stored_as_files_have_them() {
-    // The last two tokens lie outside the caches.
-    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
-    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    let tokens = STORED.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1));
+    let tokens = in_shuffled_blocks(&tokens, blocks_of(39));
     for gpu in gpus() {
         let (floats, halves) = (rope_kv::CacheDType::F32, rope_kv::CacheDType::F16);
         let (bytes, nibbles) = (rope_kv::CacheDType::Q8_0, rope_kv::CacheDType::Q4_0);
@@ -420,8 +428,8 @@ fn blocks_are_stored_as_files_have_them() {
 
 #[test]
 fn heads_of_any_even_size_are_stored_padded_with_zeros() {
-    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
-    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    let tokens = STORED.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1));
+    let tokens = in_shuffled_blocks(&tokens, blocks_of(39));
     for gpu in gpus() {
         for (head_size, rotary_size, [n_heads, n_kv_heads]) in [
             (2, 2, [1, 1]),

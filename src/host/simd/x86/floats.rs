@@ -47,9 +47,9 @@ pub(super) fn dots(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mu
     }
 }
 
-pub(super) fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
+pub(super) fn add_weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
     if check_matrices(n_columns, rows, weights, sums) == 0 {
-        return sums.fill(0.0);
+        return;
     }
     // SAFETY: as in `dot_rows`.
     unsafe { weighted_sums_of(n_columns, rows, weights, sums) }
@@ -262,7 +262,7 @@ fn weighted_sums_of_tokens<const T: usize>(n_columns: usize, rows: &[f32], weigh
     for column in column..n_columns {
         for (weights, sums) in weights.chunks_exact(n_rows).zip(sums.chunks_exact_mut(n_columns)) {
             let values = rows[column..].iter().step_by(n_columns);
-            sums[column] = weights.iter().zip(values).fold(0.0, |sum, (weight, value)| weight.mul_add(*value, sum));
+            sums[column] = weights.iter().zip(values).fold(sums[column], |sum, (weight, value)| weight.mul_add(*value, sum));
         }
     }
 }
@@ -273,7 +273,15 @@ fn weighted_sums_of_tokens<const T: usize>(n_columns: usize, rows: &[f32], weigh
 fn weighted_sums_of_tile<const V: usize, const T: usize>(n_columns: usize, rows: &[f32], weights: &[f32], column: usize, sums: &mut [f32]) {
     let n_rows = rows.len() / n_columns;
     let weights: [&[f32]; T] = std::array::from_fn(|token| &weights[token * n_rows..][..n_rows]);
+    let place = |token: usize, vector: usize| token * n_columns + column + vector * LANES;
     let mut totals = [[_mm256_setzero_ps(); V]; T];
+    for (token, totals) in totals.iter_mut().enumerate() {
+        for (vector, total) in totals.iter_mut().enumerate() {
+            let begun = &sums[place(token, vector)..][..LANES];
+            // SAFETY: the slice has eight values.
+            *total = unsafe { _mm256_loadu_ps(begun.as_ptr()) };
+        }
+    }
     for (row, values) in rows.chunks_exact(n_columns).enumerate() {
         let values = &values[column..][..V * LANES];
         let mut vectors = [_mm256_setzero_ps(); V];
@@ -290,7 +298,7 @@ fn weighted_sums_of_tile<const V: usize, const T: usize>(n_columns: usize, rows:
     }
     for (token, totals) in totals.into_iter().enumerate() {
         for (vector, total) in totals.into_iter().enumerate() {
-            sums[token * n_columns + column + vector * LANES..][..LANES].copy_from_slice(&lanes(total));
+            sums[place(token, vector)..][..LANES].copy_from_slice(&lanes(total));
         }
     }
 }
