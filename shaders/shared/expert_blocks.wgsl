@@ -1,8 +1,6 @@
 // Weights of experts, whose rows may begin at any byte that their dtype allows: blocks of every dtype, and floats.
 // Appended to shaders that have `weight`, and what shared/blocks.wgsl needs besides `stored`.
 
-const NO_SLOT: u32 = 0xffffffffu;
-
 fn stored(word: u32) -> u32 {
     return weight[word];
 }

@@ -12,3 +12,6 @@ struct Params {
     matrix_begin: u32,
     n_experts: u32, // of all slices
 }
+
+// The slot of an expert that is in none.
+const NO_SLOT: u32 = 0xffffffffu;

@@ -159,7 +159,8 @@ fn products(devices: &[DeviceSpec]) -> String {
                 let matmul = matmul.map_or_else(|| "–".into(), |flops| flops_text(*flops));
                 let variant = |phase| spec.rates.variants.of(dtype, phase).map_or_else(|| "–".into(), |variant| variant.to_string());
                 let [decode, prefill] = [Phase::Decode, Phase::Prefill].map(variant);
-                rows.push(vec![spec.device.to_string(), dtype.to_string(), matvec, decode, matmul, prefill]);
+                let experts = spec.rates.expert_matvec.get(&dtype).map_or_else(|| "–".into(), ToString::to_string);
+                rows.push(vec![spec.device.to_string(), dtype.to_string(), matvec, decode, experts, matmul, prefill]);
             }
         }
     }
@@ -171,6 +172,7 @@ fn products(devices: &[DeviceSpec]) -> String {
         ("WEIGHTS", Align::Left),
         ("MATRIX × VECTOR", Align::Right),
         ("KERNEL", Align::Left),
+        ("EXPERTS", Align::Right),
         ("MATRIX × MATRIX", Align::Right),
         ("KERNEL", Align::Left),
     ];

@@ -155,7 +155,7 @@ impl Rates {
         let (decode, prefill) = (factor(Aspect::Decode(dtype)), factor(Aspect::Prefill(dtype)));
         let (upload, read) = (factor(Aspect::Upload), factor(Aspect::Read));
         let faster = |rate: &mut Option<BytesPerSec>, factor: f64| *rate = rate.map(|rate| BytesPerSec(rate.0 * factor));
-        self.matvec.values_mut().for_each(|rate| rate.0 *= decode);
+        self.matvec.values_mut().chain(self.expert_matvec.values_mut()).for_each(|rate| rate.0 *= decode);
         self.dispatch_secs = self.dispatch_secs.map(|secs| secs / decode);
         self.matmul.values_mut().for_each(|rate| *rate *= prefill);
         [&mut self.upload_mapped, &mut self.upload_staged, &mut self.upload_written].into_iter().for_each(|rate| faster(rate, upload));
@@ -182,9 +182,11 @@ impl Rates {
         secs(&mut both.submit_secs, other.submit_secs);
         secs(&mut both.round_trip_secs, other.round_trip_secs);
         secs(&mut both.shader_compile_secs, other.shader_compile_secs);
-        for (dtype, &other) in &other.matvec {
-            let own = both.matvec.entry(*dtype).or_insert(other);
-            own.0 = own.0.max(other.0);
+        for (own, other) in [(&mut both.matvec, &other.matvec), (&mut both.expert_matvec, &other.expert_matvec)] {
+            for (dtype, &other) in other {
+                let own = own.entry(*dtype).or_insert(other);
+                own.0 = own.0.max(other.0);
+            }
         }
         for (dtype, &other) in &other.matmul {
             let own = both.matmul.entry(*dtype).or_insert(other);

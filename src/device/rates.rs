@@ -40,6 +40,9 @@ pub struct Rates {
     /// matrix comes close to.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub matvec: BTreeMap<DType, BytesPerSec>,
+    /// The same of one token's products with the matrices of its experts, which adapters have kernels of their own for; none of the host.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub expert_matvec: BTreeMap<DType, BytesPerSec>,
     /// Floating-point operations per second of a matrix × matrix product with many tokens (two per weight and token).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub matmul: BTreeMap<DType, f64>,
@@ -134,12 +137,18 @@ impl Rates {
         let secs = secs.into_iter().filter_map(|(name, secs)| Some((name.to_owned(), secs?)));
         let matvec = self.matvec.iter().map(|(dtype, rate)| (format!("matvec.{dtype}"), rate.0));
         let matmul = self.matmul.iter().map(|(dtype, rate)| (format!("matmul.{dtype}"), *rate));
-        rates.chain(secs).chain(matvec).chain(matmul).collect()
+        let expert_matvec = self.expert_matvec.iter().map(|(dtype, rate)| (format!("expert_matvec.{dtype}"), rate.0));
+        rates.chain(secs).chain(matvec).chain(expert_matvec).chain(matmul).collect()
     }
 
     /// Weight bytes per second of a matrix × vector product in `dtype`: its own rate, else that of the nearest dtype measured.
     pub fn matvec_of(&self, dtype: DType) -> Option<BytesPerSec> {
         nearest(&self.matvec, dtype)
+    }
+
+    /// Weight bytes per second of one token's products with its experts in `dtype`: where none were measured, that of other products.
+    pub fn expert_matvec_of(&self, dtype: DType) -> Option<BytesPerSec> {
+        nearest(&self.expert_matvec, dtype).or_else(|| self.matvec_of(dtype))
     }
 
     /// Operations per second of a matrix × matrix product in `dtype`: its own rate, else that of the nearest dtype measured.
@@ -169,6 +178,7 @@ impl Rates {
             upload_written: self.upload_written.or(other.upload_written),
             readback: self.readback.or(other.readback),
             matvec: if self.matvec.is_empty() { other.matvec.clone() } else { self.matvec },
+            expert_matvec: if self.expert_matvec.is_empty() { other.expert_matvec.clone() } else { self.expert_matvec },
             matmul: if self.matmul.is_empty() { other.matmul.clone() } else { self.matmul },
             variants: if self.variants.is_empty() { other.variants.clone() } else { self.variants },
             dispatch_secs: self.dispatch_secs.or(other.dispatch_secs),
@@ -191,6 +201,7 @@ impl Rates {
     #[must_use]
     pub fn with_products(mut self, more: Rates) -> Rates {
         self.matvec.extend(more.matvec);
+        self.expert_matvec.extend(more.expert_matvec);
         self.matmul.extend(more.matmul);
         Rates {
             variants: more.variants,

@@ -1,19 +1,19 @@
 //! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored; or the
 //! product is added to the output.
 //!
-//! A thread takes a range of rows. For one token, and for a few where the rows are unquantised, eight rows at a time are read in
-//! place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
+//! A thread takes a range of rows. For one token and for a few, eight rows at a time are read in place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
 
+use std::cell::RefCell;
 use std::ops::RangeInclusive;
 
 use super::Operand;
 use crate::dtype::DType;
 use crate::host::simd::{
-    BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, PanelProducts, Simd, TILE_TOKENS, TileColumn, TokenBlock,
-    padded,
+    BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, PanelProducts, PanelRows, Simd, TILE_TOKENS, TileColumn,
+    TokenBlock, padded,
 };
 use crate::kernels::matmul::Params;
-use crate::platform::{for_each_large_part, for_each_part, n_sharing_threads};
+use crate::platform::{for_each_large_part, n_sharing_threads};
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
 const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
@@ -21,6 +21,8 @@ const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
 const MIN_TASK_BYTES: usize = 16 << 10;
 /// Panels that stay in a core's second cache beside the tokens: half of what most cores have. As many at least as are multiplied at once.
 const UNPACKED_BYTES: usize = 128 << 10;
+/// Most tokens for which rows of blocks are multiplied as they are stored: for more, it pays to unpack them once.
+const FEW_TOKENS: usize = 2;
 /// Tokens that meet a panel before the next panel is loaded: a few tens of KiB; a multiple of what the instructions take at once.
 const TOKENS_AT_ONCE: usize = 24;
 
@@ -30,35 +32,17 @@ const TOKENS_AT_ONCE: usize = 24;
 /// Where the slices are shorter than `params` say, or the operand is not of the [`InputFormat`](super::InputFormat) that the product
 /// needs: a bug of the caller.
 pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
-    let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
-    let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
-    assert!(operand.holds(n_tokens, n_columns), "the operand is not {n_tokens} times {n_columns} values");
-    let accumulates = params.accumulates != 0;
-    let product = Product { simd, dtype, weight, row_bytes: row_bytes as usize, n_rows, n_columns, operand, accumulates };
-    let [stride, begin] = [params.output_stride, params.output_row_begin].map(|n| n as usize);
-    let rows_per_task = product.rows_per_task();
-    if n_tokens == 1 {
-        let output = &mut output[begin..begin + n_rows];
-        if rows_per_task >= n_rows {
-            return product.one_token(0, output);
-        }
-        return for_each_part(output, rows_per_task, || (), |(), task, output| product.one_token(task * rows_per_task, output));
-    }
-    let mut tasks: Vec<Vec<&mut [f32]>> = (0..n_rows.div_ceil(rows_per_task)).map(|_| Vec::with_capacity(n_tokens)).collect();
-    for token in output.chunks_mut(stride).take(n_tokens) {
-        let parts = token[begin..begin + n_rows].chunks_mut(rows_per_task);
-        tasks.iter_mut().zip(parts).for_each(|(task, part)| task.push(part));
-    }
-    let scratch = || product.scratch(rows_per_task);
-    for_each_large_part(&mut tasks, scratch, |scratch, task, outputs| product.many_tokens(task * rows_per_task, outputs, scratch));
+    multiply_all(simd, &mut [Part { params: *params, weight, operand, output }]);
 }
 
-/// One product of several with the same second factor.
+/// One product of several.
 pub struct Part<'a> {
     /// Its shape.
     pub params: Params,
     /// Its rows as stored.
     pub weight: &'a [u8],
+    /// Its input.
+    pub operand: Operand<'a>,
     /// `[n_tokens, output_stride]`
     pub output: &'a mut [f32],
 }
@@ -67,18 +51,22 @@ pub struct Part<'a> {
 ///
 /// # Panics
 /// As [`multiply`] does.
-pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>], operand: Operand<'_>) {
-    match parts {
-        [] => {}
-        [part] => multiply(simd, &part.params, part.weight, operand, part.output),
-        parts => {
-            let (first, rest) = parts.split_at_mut(1);
-            rayon::join(|| multiply_all(simd, first, operand), || multiply_all(simd, rest, operand));
-        }
+pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>]) {
+    let mut tasks = Vec::new();
+    for part in parts {
+        let Some(product) = Product::of(simd, part) else { continue };
+        product.cut(&part.params, &mut *part.output, &mut tasks);
     }
+    for_each_large_part(&mut tasks, || (), |(), _, task| SCRATCH.with_borrow_mut(|scratch| task.run(scratch)));
+}
+
+thread_local! {
+    /// Kept from one product to the next: memory that is new to a thread costs more than the products of a few tokens.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Memory of one thread, all that it needs.
+#[derive(Default)]
 struct Scratch {
     blocks: Vec<PanelBlock>,
     columns: Vec<PanelColumn>,
@@ -89,7 +77,30 @@ fn tile_panels_at_once(n_padded: usize) -> usize {
     (UNPACKED_BYTES / (n_padded * size_of::<PanelColumn>())).max(1)
 }
 
+/// Rows of a product that one thread computes.
+struct Task<'p, 'o> {
+    product: Product<'p>,
+    first_row: usize,
+    outputs: Outputs<'o>,
+}
+
+/// Where the rows of a task go: a slice for each token.
+enum Outputs<'o> {
+    One(&'o mut [f32]),
+    Many(Vec<&'o mut [f32]>),
+}
+
+impl Task<'_, '_> {
+    fn run(&mut self, scratch: &mut Scratch) {
+        match &mut self.outputs {
+            Outputs::One(output) => self.product.one_token(self.first_row, output),
+            Outputs::Many(outputs) => self.product.many_tokens(self.first_row, outputs, scratch),
+        }
+    }
+}
+
 /// What all threads know.
+#[derive(Clone, Copy)]
 struct Product<'a> {
     simd: &'a Simd,
     dtype: DType,
@@ -101,7 +112,33 @@ struct Product<'a> {
     accumulates: bool,
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// That of `part`; `None` where there is no such dtype.
+    fn of(simd: &'a Simd, part: &Part<'a>) -> Option<Product<'a>> {
+        let Part { params, weight, operand, .. } = *part;
+        let (dtype, row_bytes) = (params.dtype()?, params.row_bytes()? as usize);
+        let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
+        assert!(operand.holds(n_tokens, n_columns), "the operand is not {n_tokens} times {n_columns} values");
+        Some(Product { simd, dtype, weight, row_bytes, n_rows, n_columns, operand, accumulates: params.accumulates != 0 })
+    }
+
+    /// Adds its tasks to `tasks`: ranges of rows.
+    fn cut<'o>(self, params: &Params, output: &'o mut [f32], tasks: &mut Vec<Task<'a, 'o>>) {
+        let [n_tokens, stride, begin] = [params.n_tokens, params.output_stride, params.output_row_begin].map(|n| n as usize);
+        let rows_per_task = self.rows_per_task();
+        let task = |(index, outputs): (usize, Outputs<'o>)| Task { product: self, first_row: index * rows_per_task, outputs };
+        if n_tokens == 1 {
+            let parts = output[begin..begin + self.n_rows].chunks_mut(rows_per_task);
+            return tasks.extend(parts.map(Outputs::One).enumerate().map(task));
+        }
+        let mut outputs: Vec<Vec<&mut [f32]>> = (0..self.n_rows.div_ceil(rows_per_task)).map(|_| Vec::with_capacity(n_tokens)).collect();
+        for token in output.chunks_mut(stride).take(n_tokens) {
+            let parts = token[begin..begin + self.n_rows].chunks_mut(rows_per_task);
+            outputs.iter_mut().zip(parts).for_each(|(outputs, part)| outputs.push(part));
+        }
+        tasks.extend(outputs.into_iter().map(Outputs::Many).enumerate().map(task));
+    }
+
     /// Whole panels. Of the cuts into more or fewer tasks, the coarsest of those that occupy the threads for the shortest.
     fn rows_per_task(&self) -> usize {
         let panel_rows = if matches!(self.operand, Operand::Tiles(_)) { FLOAT_PANEL_ROWS } else { PANEL_ROWS };
@@ -111,17 +148,6 @@ impl Product<'_> {
             .map(|n_tasks| n_panels.div_ceil(n_tasks_max.min(n_tasks * n_threads)))
             .min_by_key(|panels| n_panels.div_ceil(*panels).div_ceil(n_threads) * panels);
         panels_of_task.unwrap_or(n_panels) * panel_rows
-    }
-
-    /// What [`many_tokens`](Self::many_tokens) needs for so many rows.
-    fn scratch(&self, n_rows: usize) -> Scratch {
-        let (n_blocks, n_padded) = (self.n_columns / BLOCK_LEN, padded(self.n_columns));
-        let (blocks, columns) = match self.operand {
-            Operand::Blocks(_) => (self.panels_at_once(n_blocks).min(n_rows.div_ceil(PANEL_ROWS)) * n_blocks, 0),
-            Operand::Tiles(_) => (0, tile_panels_at_once(n_padded).min(n_rows.div_ceil(FLOAT_PANEL_ROWS)) * n_padded),
-            Operand::Floats(_) => (0, 0),
-        };
-        Scratch { blocks: Vec::with_capacity(blocks), columns: Vec::with_capacity(columns) }
     }
 
     /// Panels of so many blocks that are unpacked at once.
@@ -156,9 +182,16 @@ impl Product<'_> {
     /// The rows from `first_row` on times all tokens. `outputs` has a slice for each token.
     fn many_tokens(&self, first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         match (self.operand, self.dtype.floats()) {
+            (Operand::Blocks(tokens), None) if outputs.len() <= FEW_TOKENS => {
+                let tokens = tokens.chunks_exact(self.n_columns / BLOCK_LEN);
+                self.few_tokens(tokens, first_row, outputs, |rows, token| (self.simd.multiply_rows)(self.dtype, rows, token));
+            }
             (Operand::Blocks(tokens), None) => self.many_blocks(tokens, first_row, outputs, scratch),
             (Operand::Tiles(tiles), Some(floats)) => self.many_tiles(floats, tiles, first_row, outputs, scratch),
-            (Operand::Floats(tokens), Some(floats)) => self.few_tokens(floats, tokens, first_row, outputs),
+            (Operand::Floats(tokens), Some(floats)) => {
+                let tokens = tokens.chunks_exact(self.n_columns);
+                self.few_tokens(tokens, first_row, outputs, |rows, token| (self.simd.dot_rows)(floats, rows, token));
+            }
             _ => self.refuse(),
         }
     }
@@ -243,12 +276,18 @@ impl Product<'_> {
     }
 
     /// Each eight rows come from memory for the first token and from a cache for the others.
-    fn few_tokens(&self, floats: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]]) {
+    fn few_tokens<'t, T: 't>(
+        &self,
+        tokens: impl Iterator<Item = &'t [T]> + Clone,
+        first_row: usize,
+        outputs: &mut [&mut [f32]],
+        multiply: impl Fn(&PanelRows<'_>, &'t [T]) -> PanelProducts,
+    ) {
         let n_rows = outputs.first().map_or(0, |output| output.len());
         for row in (0..n_rows).step_by(PANEL_ROWS) {
             let panel = self.rows(first_row + row);
-            for (output, token) in outputs.iter_mut().zip(tokens.chunks_exact(self.n_columns)) {
-                self.put(&[(self.simd.dot_rows)(floats, &panel, token)], row, std::slice::from_mut(output));
+            for (output, token) in outputs.iter_mut().zip(tokens.clone()) {
+                self.put(&[multiply(&panel, token)], row, std::slice::from_mut(output));
             }
         }
     }

@@ -3,7 +3,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchShape, Binding, EXPERT_MATMUL, EXPERT_MATMUL_TILE, dispatch_of_matrix, f32_bytes, fold, is_software, matmul, require};
+use super::matmul::subgroup;
+use super::{
+    BatchShape, Binding, EXPERT_MATMUL, EXPERT_MATMUL_SUBGROUP, EXPERT_MATMUL_TILE, dispatch_of_matrix, f32_bytes, fold, is_software,
+    matmul, require,
+};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -111,10 +115,16 @@ pub const NO_SLOT: u32 = u32::MAX;
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: DType, bindings: Bindings<'_>) -> Result<Dispatch> {
     let Params { n_rows, n_columns, n_tokens, n_used, expert_rows, .. } = *params;
-    let is_tiled = share_experts(n_tokens as usize, n_used as usize, params.n_experts as usize);
-    let source = if is_tiled { &EXPERT_MATMUL_TILE } else { &EXPERT_MATMUL };
-    let stem = source.stem;
     let of_dtype = matmul::Params::new(dtype, n_rows, n_columns, n_tokens);
+    let is_tiled = share_experts(n_tokens as usize, n_used as usize, params.n_experts as usize);
+    // Every choice of a token, or every expert of which the slice has rows, once for so many rows.
+    let n_choices = u64::from(n_tokens) * u64::from(n_used);
+    let (source, of_kernel) = match is_software(gpu) {
+        is_software if is_tiled => (&EXPERT_MATMUL_TILE, tile_constants(is_software)),
+        true if subgroup::is_possible(gpu, &of_dtype) => (&EXPERT_MATMUL_SUBGROUP, subgroup_constants(n_choices, expert_rows)),
+        is_software => (&EXPERT_MATMUL, few_constants(is_software)),
+    };
+    let stem = source.stem;
     let row_bytes = of_dtype.row_bytes().unwrap_or(0);
     require(gpu, stem, row_bytes > 0 && n_rows > 0, "its rows are no whole number of blocks, or there are none")?;
     require(gpu, stem, n_tokens > 0 && n_used > 0 && expert_rows > 0, "it is empty")?;
@@ -133,10 +143,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
     ];
     let switch = |is_on: bool| f64::from(u8::from(is_on));
     let bound = [("IN_SLOTS", switch(in_slots)), ("IS_CHOSEN", switch(bindings.routing.is_some()))];
-    let of_kernel = if is_tiled { tile_constants(is_software(gpu)) } else { few_constants(is_software(gpu)) };
     let constants = [&of_dtype.dtype_constants()[..], &bound, &of_kernel.constants].concat();
-    // Every choice of a token, or every expert of which the slice has rows, once for so many rows.
-    let n_choices = u64::from(n_tokens) * u64::from(n_used);
     let last_row = u64::from(params.first_row) + u64::from(n_rows) - 1;
     let n_experts_here = last_row / u64::from(expert_rows) - u64::from(params.first_row / expert_rows) + 1;
     let count = if is_tiled { n_experts_here } else { n_choices } * u64::from(expert_rows.div_ceil(of_kernel.rows));
@@ -157,6 +164,12 @@ fn few_constants(is_software: bool) -> Shape {
     Shape { constants: vec![("LANES", f64::from(lanes)), ("WORKGROUP", f64::from(workgroup))], rows: workgroup / lanes }
 }
 
+/// Lanes that have rows of their own.
+fn subgroup_constants(n_choices: u64, expert_rows: u32) -> Shape {
+    let rows = subgroup::rows_of_lane(|rows| n_choices * u64::from(expert_rows.div_ceil(rows)));
+    Shape { constants: vec![("ROWS", f64::from(rows))], rows: rows * subgroup::LANES }
+}
+
 /// A software adapter computes eight lanes as one vector, for which barriers cost nothing.
 fn tile_constants(is_software: bool) -> Shape {
     let [rows, tokens, lane_rows, lane_tokens] = if is_software { [8, 16, 4, 4] } else { [32, 32, 4, 4] };
@@ -166,7 +179,7 @@ fn tile_constants(is_software: bool) -> Shape {
     Shape { constants: names.into_iter().zip(values).collect(), rows }
 }
 
-/// CPU twin of `shaders/expert_matmul.wgsl` and `shaders/expert_matmul_tile.wgsl`.
+/// CPU twin of `shaders/expert_matmul.wgsl` and its variants.
 ///
 /// # Panics
 /// Where the slices are shorter than `params` say: a bug of the caller.

@@ -97,7 +97,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 50] = [
+pub static KERNELS: [&KernelSource; 51] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -132,6 +132,7 @@ pub static KERNELS: [&KernelSource; 50] = [
     &ROUTE,
     &EXPERT_MATMUL,
     &EXPERT_MATMUL_TILE,
+    &EXPERT_MATMUL_SUBGROUP,
     &SUM_EXPERTS,
     &GATE_ROWS,
     &ADD_EXPERT_BIAS,
@@ -178,7 +179,7 @@ const MATMUL_3: &[(&str, Access)] =
     &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write), ("grid", Read)];
 static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes");
 static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes", "weight_tile", "tile");
-static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
+static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words", "pairs");
 static MATMUL_UNALIGNED: KernelSource =
     row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "matmul_params", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
@@ -280,6 +281,11 @@ static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
 static EXPERT_MATMUL_TILE: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul_tile",
     wgsl!("expert_matmul_tile", "expert_matmul_params", "decode", "blocks", "bytes", "expert_blocks", "tile"),
+    &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
+);
+static EXPERT_MATMUL_SUBGROUP: KernelSource = row::<expert_matmul::Params>(
+    "expert_matmul_subgroup",
+    wgsl!("expert_matmul_subgroup", "expert_matmul_params", "decode", "blocks", "words", "pairs"),
     &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
 );
 static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(

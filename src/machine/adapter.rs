@@ -1,6 +1,8 @@
 //! Probes of an adapter: the ways of upload, readback, submissions, compilation and products. They wait as what they measure for does:
 //! natively in the driver, in a browser for its event loop.
 
+use std::collections::BTreeMap;
+
 use super::effort::{Effort, middle, time};
 use super::products::{self, weight_bytes};
 use super::variants::{Extent, Search};
@@ -8,7 +10,7 @@ use crate::device::{AdapterKind, MatMulVariant, MatMulVariants, Rates};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
-use crate::kernels::{Binding, matmul};
+use crate::kernels::{Binding, expert_matmul, matmul};
 use crate::platform::{self, clock::Instant};
 use crate::units::{Bytes, BytesPerSec};
 
@@ -21,6 +23,8 @@ const HARDWARE_POOL: Bytes = Bytes::mib(256);
 const SOFTWARE_POOL: Bytes = Bytes::mib(64);
 /// The pool's largest share of an adapter's memory.
 const POOL_SHARE: u64 = 4;
+/// Experts that a token takes, of whose matrices one is made: as most models have it.
+const N_EXPERTS: u32 = 8;
 /// Different matrices in one run.
 const MAX_PLACES: u64 = 64;
 /// Alignment of matrices in the pool, a multiple of every adapter's storage alignment.
@@ -103,7 +107,15 @@ async fn products_of(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, dtype
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
     let run = async |params: &matmul::Params, repeats| bench.run(params, repeats).await;
     let rates = products::measure(&effort.anew(), dtypes, products::SMALL, largest, run).await?;
-    Ok(Rates { variants, shader_compile_secs, ..rates })
+    // A browser makes somebody wait for every figure.
+    let expert_matvec = if platform::MAY_BLOCK {
+        let run = async |params: &matmul::Params, repeats| bench.run_experts(params, repeats).await;
+        let dispatch_secs = rates.dispatch_secs.unwrap_or_default();
+        products::measure_experts(&effort.anew(), dtypes, dispatch_secs, largest, run).await?
+    } else {
+        BTreeMap::new()
+    };
+    Ok(Rates { variants, shader_compile_secs, expert_matvec, ..rates })
 }
 
 /// The fastest variants for a model in the dtypes `of_model`, beside those that are known. One that fails, with whatever the driver
@@ -269,6 +281,23 @@ fn submit_nothing(gpu: &Gpu) {
     gpu.queue.submit([encoder.finish()]);
 }
 
+/// The shape of a product as that of one token with experts.
+fn experts_of(params: &matmul::Params) -> expert_matmul::Params {
+    let matmul::Params { n_rows, n_columns, n_tokens, .. } = *params;
+    expert_matmul::Params {
+        n_rows,
+        n_columns,
+        n_tokens,
+        n_used: N_EXPERTS,
+        expert_rows: n_rows / N_EXPERTS,
+        first_row: 0,
+        shares_input: 1,
+        slot_bytes: 0,
+        matrix_begin: 0,
+        n_experts: N_EXPERTS,
+    }
+}
+
 /// Buffers for products of any shape.
 struct Bench<'a> {
     gpu: &'a Gpu,
@@ -326,28 +355,61 @@ impl<'a> Bench<'a> {
         Ok(dispatch)
     }
 
+    /// The same product as those of one token with experts, of whose matrices this is all.
+    fn dispatch_experts(&self, params: &matmul::Params, weight_begin: u64) -> Result<Dispatch> {
+        let bindings = expert_matmul::Bindings {
+            weight: Binding::part(&self.pool, weight_begin, weight_bytes(params)),
+            input: Binding::whole(&self.input),
+            routing: None,
+            slots: None,
+            output: Binding::whole(&self.output),
+        };
+        let dtype = params.dtype().unwrap_or(DType::F32);
+        let dispatch = expert_matmul::prepare(self.gpu, self.params.buffer(), &experts_of(params), dtype, bindings)?;
+        dispatch.pipeline.compiled();
+        Ok(dispatch)
+    }
+
     /// Seconds of `repeats` products in one submission, as the engine records and runs them: each waits for the one before.
     async fn run(&mut self, params: &matmul::Params, repeats: usize) -> Result<f64> {
-        let begin = self.submit(params, None, repeats)?;
+        let begin = self.submit(params, params, repeats, |bench, begin| bench.dispatch(params, None, begin))?;
+        self.since(begin).await
+    }
+
+    /// The same of products with experts.
+    async fn run_experts(&mut self, params: &matmul::Params, repeats: usize) -> Result<f64> {
+        let begin = self.submit(params, &experts_of(params), repeats, |bench, begin| bench.dispatch_experts(params, begin))?;
+        self.since(begin).await
+    }
+
+    /// Seconds from `begin` until all has run.
+    async fn since(&self, begin: Instant) -> Result<f64> {
         done(self.gpu).await?;
         Ok(begin.elapsed().as_secs_f64().max(LEAST_SECS))
     }
 
     /// Seconds of a product in this variant, waited for in the driver.
     fn try_variant(&mut self, params: &matmul::Params, variant: MatMulVariant) -> Result<f64> {
-        let begin = self.submit(params, Some(variant), 1)?;
+        let begin = self.submit(params, params, 1, |bench, begin| bench.dispatch(params, Some(variant), begin))?;
         self.gpu.wait(None)?;
         Ok(begin.elapsed().as_secs_f64())
     }
 
-    /// Submits `repeats` products; when that began.
-    fn submit(&mut self, params: &matmul::Params, variant: Option<MatMulVariant>, repeats: usize) -> Result<Instant> {
+    /// Submits `repeats` products of this shape, whose kernel's params are `kernel_params` and whose matrix begins where `dispatch` is told;
+    /// when that began.
+    fn submit(
+        &mut self,
+        params: &matmul::Params,
+        kernel_params: &impl bytemuck::Pod,
+        repeats: usize,
+        dispatch: impl Fn(&Bench<'_>, u64) -> Result<Dispatch>,
+    ) -> Result<Instant> {
         self.params.clear();
-        let offset = self.params.push(self.gpu, params)?;
+        let offset = self.params.push(self.gpu, kernel_params)?;
         self.params.upload(self.gpu);
         let stride = Bytes(weight_bytes(params)).align_up(WEIGHT_ALIGNMENT).0;
         let n_places = (self.pool.size() / stride).clamp(1, MAX_PLACES.min(repeats as u64));
-        let dispatches = (0..n_places).map(|place| self.dispatch(params, variant, place * stride)).collect::<Result<Vec<_>>>()?;
+        let dispatches = (0..n_places).map(|place| dispatch(self, place * stride)).collect::<Result<Vec<_>>>()?;
         let begin = Instant::now();
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());

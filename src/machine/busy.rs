@@ -35,10 +35,11 @@ fn judged(rates: Rates, before: Option<Rates>, waited: f64) -> Rates {
         return Rates { n_disturbed: before.n_disturbed + 1, measured_at: None, ..rates.fastest(&before) };
     }
     // Products in dtypes that this time nobody asked for.
-    let Rates { mut matvec, mut matmul, .. } = before;
+    let Rates { mut matvec, mut expert_matvec, mut matmul, .. } = before;
     matvec.extend(rates.matvec);
+    expert_matvec.extend(rates.expert_matvec);
     matmul.extend(rates.matmul);
-    Rates { matvec, matmul, ..rates }
+    Rates { matvec, expert_matvec, matmul, ..rates }
 }
 
 /// Whether `rates` were measured on a busy machine so long before `now` that another try is due. What runs have corrected needs none.

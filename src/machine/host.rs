@@ -10,9 +10,11 @@ use crate::kernels::matmul::Params;
 use crate::platform;
 use crate::units::{Bytes, BytesPerSec};
 
-/// What the products of a run read in turn: more than the last cache holds of most processors. A tab gives back no memory that it once
-/// took, and its one thread computes for longer than it waits for memory.
+/// What the products of a run read in turn, at least: more than the last cache holds of most processors. A tab gives back no memory that it
+/// once took, and its one thread computes for longer than it waits for memory.
 const POOL: Bytes = if platform::MAY_BLOCK { Bytes::mib(64) } else { Bytes::mib(16) };
+/// What they read at most, where the processor's cache holds more.
+const LARGEST_POOL: Bytes = Bytes::gib(1);
 /// The least that holds the smallest of the products that are measured in every dtype, twice.
 const LEAST_POOL: Bytes = Bytes::mib(8);
 
@@ -36,7 +38,9 @@ pub(super) fn dtypes_for(of_model: &[DType]) -> Vec<DType> {
 
 /// Measures copies, and products in `dtypes`, in no more than half of the memory that is `free`; nothing where that does not do.
 pub(super) async fn measure(effort: &Effort, dtypes: &[DType], free: Bytes) -> Rates {
-    let pool_bytes = POOL.min(Bytes(free.0 / 2));
+    // A model is read once a token: what is still in a cache since the run before would be read faster than any model.
+    let beyond_caches = platform::largest_cache().map_or(POOL, |cache| cache.times(2).min(LARGEST_POOL).max(POOL));
+    let pool_bytes = beyond_caches.min(Bytes(free.0 / 2));
     let mut pool = Vec::new();
     if pool_bytes < LEAST_POOL || pool.try_reserve_exact(pool_bytes.0 as usize).is_err() {
         tracing::debug!("{free} of free memory are too little to measure the host in");

@@ -1,5 +1,7 @@
 //! Rates of matrix products, measured with the same sizes, repetitions and fit on adapters and on the host.
 
+use std::collections::BTreeMap;
+
 use super::effort::{Effort, middle};
 use crate::device::Rates;
 use crate::dtype::DType;
@@ -55,12 +57,30 @@ pub(super) async fn measure(
         let secs = secs_of_one(effort, &large, &mut run).await?;
         // The fixed cost is known less well than the whole: it never takes more than half away.
         let rate = operations(&large) / (secs - dispatch_secs).max(secs / 2.0);
-        // In a browser, what else the machine does may slow one figure alone; but tokens together take no longer than one by one, or a plan
-        // would read prompts so for ever.
+        // What else the machine does may slow one figure alone; but tokens together take no longer than one by one, or a plan would read
+        // prompts so for ever.
         let one_by_one = rates.matvec[&dtype].0 * operations(&large) / f64::from(large.n_tokens) / weight_bytes(&large) as f64;
-        rates.matmul.insert(dtype, if platform::MAY_BLOCK { rate } else { rate.max(one_by_one) });
+        rates.matmul.insert(dtype, rate.max(one_by_one));
     }
     Ok(Rates { dispatch_secs: Some(dispatch_secs), ..rates })
+}
+
+/// Measures `expert_matvec` of products in `dtypes`, of which `dispatch_secs` are fixed; what `run` computes is one token's products with
+/// so many experts, whose matrices are one, as the shape says.
+pub(super) async fn measure_experts(
+    effort: &Effort,
+    dtypes: &[DType],
+    dispatch_secs: f64,
+    largest: Bytes,
+    mut run: impl AsyncFnMut(&Params, usize) -> Result<f64>,
+) -> Result<BTreeMap<DType, BytesPerSec>> {
+    let mut rates = BTreeMap::new();
+    for &dtype in dtypes {
+        let large = climb(effort, dtype, &VECTORS, largest, &mut run).await?;
+        let secs = secs_of_one(effort, &large, &mut run).await?;
+        rates.insert(dtype, BytesPerSec(weight_bytes(&large) as f64 / (secs - dispatch_secs).max(secs / 2.0)));
+    }
+    Ok(rates)
 }
 
 /// Seconds of a product as a line over the bytes of its matrix.
@@ -165,7 +185,7 @@ mod tests {
 
     #[test]
     fn fixed_cost_and_rates_are_told_apart_on_fast_and_slow_devices() {
-        for (fixed_secs, bytes_per_sec, flops) in [(5e-6, 1e12, 1e14), (20e-6, 1e9, 5e9), (2e-3, 1e8, 1e8)] {
+        for (fixed_secs, bytes_per_sec, flops) in [(5e-6, 1e12, 1e14), (20e-6, 1e9, 5e9), (2e-3, 1e8, 1e9)] {
             let rates = simulate(fixed_secs, bytes_per_sec, flops);
             assert!(rates.matvec.len() == DType::ALL.len() && rates.matmul.len() == DType::ALL.len());
             let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-3, "{found} for {expected}");

@@ -36,11 +36,11 @@ pub use families::Family;
 pub(crate) use gguf_names::translate as hugging_face_name;
 pub use linears::{Linear, LinearPart};
 pub use norms::Norm;
-pub(crate) use op::share_experts;
 pub use op::{
     Activation, Attention, Conv, CopyPart, DeltaRule, ExpertGroups, ExpertMatMul, Function, HeadMatMul, LayerNorm, LoraMatMul, Op, RmsNorm,
     Rope, Route, Scores, State, StateKind, StoreKv,
 };
+pub(crate) use op::{EXPERT_INPUTS_AT_ONCE, share_experts};
 pub use to_gguf::{AsGguf, GgufTensor, Origin, as_gguf};
 pub use value::{Rows, Value, ValueId};
 

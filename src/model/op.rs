@@ -247,6 +247,10 @@ pub struct ExpertGroups {
     pub n_best: usize,
 }
 
+/// Inputs of experts that the host brings together at once, unless one expert has more: those of a few tokens, whose experts are multiplied
+/// side by side.
+pub(crate) const EXPERT_INPUTS_AT_ONCE: usize = 64;
+
 /// Whether adapters multiply the tokens of one expert together, so that its rows are read once for them: where there are more than are
 /// multiplied one by one of dense products, and enough for each expert on the average.
 pub(crate) fn share_experts(n_tokens: usize, n_used: usize, n_experts: usize) -> bool {

@@ -141,7 +141,7 @@ impl DeviceCosts {
         let is_read_once = self.device == Device::Cpu || share_experts(n_tokens, n_used, n_experts);
         let n_read = if is_read_once { 1.0 - (1.0 - share).powf(n_tokens as f64) } else { n_products };
         let (bytes, values) = (n_rows as f64 * tensor.row_bytes() as f64, n_rows as f64 * tensor.n_columns() as f64);
-        let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| n_read * bytes / rate.0);
+        let read = self.rates.expert_matvec_of(tensor.dtype).map_or(0.0, |rate| n_read * bytes / rate.0);
         let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| 2.0 * (n_products - n_read).max(0.0) * values / rate);
         read + multiplied
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
+use crate::model::{EXPERT_INPUTS_AT_ONCE, Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
 use crate::plan::expert_cache::routing_bytes;
 use crate::plan::expert_misses::taken_bytes;
 use crate::plan::{CacheDType, KvDType};
@@ -136,20 +136,31 @@ pub fn placed_tokens_bytes(size: ForwardSize, n_seqs: usize) -> Bytes {
 /// multiple of eight columns; the larger of both, whatever the matrices' dtypes.
 pub fn packed_input_bytes(model: &Model, n_tokens: usize) -> Bytes {
     let widest = model.values.iter().filter(|value| value.rows == Rows::Tokens).map(|value| value.width).max().unwrap_or(0);
-    let blocks = Bytes(76).times(widest.div_ceil(32) as u64).times(n_tokens as u64);
-    let tiles = Bytes(4 * 6 * 8).times(widest.div_ceil(8) as u64).times(n_tokens.div_ceil(6) as u64);
+    packed_bytes(widest, n_tokens, n_tokens.div_ceil(6))
+}
+
+/// The same of so many rows of this width, or so many tiles.
+fn packed_bytes(width: usize, n_rows: usize, n_tiles: usize) -> Bytes {
+    let blocks = Bytes(76).times(width.div_ceil(32) as u64).times(n_rows as u64);
+    let tiles = Bytes(4 * 6 * 8).times(width.div_ceil(8) as u64).times(n_tiles as u64);
     blocks.max(tiles)
 }
 
-/// Bytes of what the host brings together for experts, of which all tokens may take the same one: inputs, outputs, and where both belong;
-/// and likewise for heads. `None` of a model where neither has matrices of its own.
+/// Bytes of what the host brings together for experts at once, of which all tokens may take the same one: inputs, as they are and packed,
+/// outputs, and where all belong; and likewise for heads. `None` of a model where neither has matrices of its own.
 pub fn expert_rows_bytes(model: &Model, n_tokens: usize) -> Option<Bytes> {
-    let of_token = model.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| match op {
-        Op::ExpertMatMul(op) => Some(Bytes((4 * (op.n_columns + op.n_rows) + 8 * op.n_used) as u64)),
-        Op::HeadMatMul(op) => Some(Bytes((4 * (op.n_columns + op.n_rows) + 8 * op.n_heads) as u64)),
+    let of_op = |n_columns: usize, n_rows: usize, n_used: usize| {
+        let n_inputs = (n_tokens * n_used).min(n_tokens.max(EXPERT_INPUTS_AT_ONCE));
+        // An expert has tiles from four inputs on.
+        let packed = packed_bytes(n_columns, n_inputs, n_inputs.div_ceil(4));
+        Bytes((4 * (n_columns + n_rows)) as u64).times(n_inputs as u64) + packed + Bytes(8).times((n_tokens * n_used) as u64)
+    };
+    let of_ops = model.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| match op {
+        Op::ExpertMatMul(op) => Some(of_op(op.n_columns, op.n_rows, op.n_used)),
+        Op::HeadMatMul(op) => Some(of_op(op.n_columns, op.n_rows, op.n_heads)),
         _ => None,
     });
-    Some(of_token.max()?.times(n_tokens as u64))
+    of_ops.max()
 }
 
 /// Bytes of the parts of a context, for as many as a context of `size.n_positions` or less may have; never none, so that there is

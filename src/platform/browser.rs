@@ -21,6 +21,11 @@ pub fn host_memory() -> HostMemory {
     HostMemory { total: USABLE_MEMORY, available: USABLE_MEMORY }
 }
 
+/// The processor's largest cache, of which a page learns nothing.
+pub fn largest_cache() -> Option<Bytes> {
+    None
+}
+
 /// What computes when the host does.
 pub fn cpu_name() -> String {
     "WebAssembly".into()

@@ -27,6 +27,14 @@ fn machine_memory() -> HostMemory {
     if memory.total > Bytes::ZERO { memory } else { process_limits::machine_memory().unwrap_or(memory) }
 }
 
+/// The processor's largest cache, where the system tells (Linux: Documentation/ABI/testing/sysfs-devices-system-cpu).
+pub fn largest_cache() -> Option<Bytes> {
+    let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let kib = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().strip_suffix('K')?.parse::<u32>().ok();
+    let sizes = caches.flatten().filter_map(|cache| kib(cache.path().join("size")));
+    Some(Bytes::kib(sizes.max()?.into()))
+}
+
 /// What the maker calls the processor.
 pub fn cpu_name() -> String {
     let mut system = sysinfo::System::new();

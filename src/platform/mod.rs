@@ -50,7 +50,7 @@ pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
 pub use host::{
     Checked, MAY_BLOCK, ScratchFile, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, is_same_file, keep, kept,
-    n_threads, temporary_folder, with_temporary_file, write_atomically, write_atomically_by, write_with_folder,
+    largest_cache, n_threads, temporary_folder, with_temporary_file, write_atomically, write_atomically_by, write_with_folder,
 };
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use host::{create_private_folder, state_folder};

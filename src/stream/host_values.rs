@@ -137,9 +137,9 @@ impl Values {
         let mut parts: ArrayVec<Part<'_>, MAX_PRODUCTS> = products
             .iter()
             .zip(&mut results)
-            .map(|(product, output)| Part { params: product.params, weight: product.rows, output })
+            .map(|(product, output)| Part { params: product.params, weight: product.rows, operand, output })
             .collect();
-        host::multiply_all(simd(), &mut parts, operand);
+        host::multiply_all(simd(), &mut parts);
         drop(parts);
         for (product, result) in products.iter().zip(results) {
             self.put(product.output, result);
@@ -155,11 +155,9 @@ impl Values {
     ) {
         let mut result = self.take(output);
         let mut scratch = std::mem::take(&mut self.experts);
-        let mut packed = std::mem::take(&mut self.packed);
-        packed.forget();
         let inputs = (self.get(input), routing.map(|routing| self.get(routing)));
-        host::multiply_experts(simd(), params, weight, inputs, &mut result, (&mut packed.input, &mut scratch));
-        (self.experts, self.packed) = (scratch, packed);
+        host::multiply_experts(simd(), params, weight, inputs, &mut result, &mut scratch);
+        self.experts = scratch;
         self.put(output, result);
     }
 

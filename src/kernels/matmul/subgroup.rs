@@ -17,7 +17,7 @@ const ROWS: [u32; 3] = [4, 8, 16];
 const MANY_WORKGROUPS: u64 = 16;
 
 /// Whether the adapter can run it, and rows are whole pairs of blocks.
-pub(super) fn is_possible(gpu: &Gpu, params: &Params) -> bool {
+pub(in crate::kernels) fn is_possible(gpu: &Gpu, params: &Params) -> bool {
     gpu.subgroup_lanes == Some(LANES) && params.n_columns.is_multiple_of(PAIR_COLUMNS)
 }
 
@@ -42,4 +42,11 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
     let constants = [&params.dtype_constants()[..], &[("ROWS", f64::from(rows)), ("TOKENS", f64::from(tokens))]].concat();
     let workgroups = fold(gpu, kernel.stem, products.n_groups(rows * LANES), token_groups)?;
     dispatch_of_matrix(gpu, kernel, &constants, params_buffer, (params.dtype(), &needed), workgroups)
+}
+
+/// Rows of a lane, where workgroups of so many rows are as many as `n_workgroups` says. How many rows a lane has changes no row's
+/// arithmetic.
+pub(in crate::kernels) fn rows_of_lane(n_workgroups: impl Fn(u32) -> u64) -> u32 {
+    let are_many = |rows: &&u32| n_workgroups(**rows * LANES) >= MANY_WORKGROUPS;
+    *ROWS.iter().rev().find(are_many).unwrap_or(&ROWS[0])
 }

@@ -8,7 +8,7 @@ import { NOT_SHORT, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 /** For adapters with subgroups and 64-bit words, which WGSL does not have outside of naga: no browser runs them. */
-const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];
+const NOT_IN_BROWSERS = ['matmul_subgroup', 'expert_matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];
 
 const FLOAT_DTYPES = [0, 1, 2];
 /** Values and bytes of a block, and how far apart values stand that share bytes, as `src/dtype/blocks.rs` has them. */
