@@ -12,8 +12,9 @@ use crate::host::simd::{
     BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, PanelProducts, PanelRows, Simd, TILE_TOKENS, TileColumn,
     TokenBlock, padded,
 };
+use crate::kernels::MAX_PRODUCTS;
 use crate::kernels::matmul::Params;
-use crate::platform::{for_each_large_part, n_sharing_threads};
+use crate::platform::{for_each_large_part, for_each_part, n_sharing_threads};
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
 const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
@@ -52,12 +53,36 @@ pub struct Part<'a> {
 /// # Panics
 /// As [`multiply`] does.
 pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>]) {
+    // Those of a dense layer and one token are handed over without memory for tasks.
+    if parts.len() <= MAX_PRODUCTS && parts.iter().all(|part| part.params.n_tokens == 1) {
+        return multiply_one_token(simd, parts);
+    }
     let mut tasks = Vec::new();
     for part in parts {
         let Some(product) = Product::of(simd, part) else { continue };
         product.cut(&part.params, &mut *part.output, &mut tasks);
     }
     for_each_large_part(&mut tasks, || (), |(), _, task| SCRATCH.with_borrow_mut(|scratch| task.run(scratch)));
+}
+
+/// Products of one token each.
+fn multiply_one_token(simd: &Simd, parts: &mut [Part<'_>]) {
+    match parts {
+        [] => {}
+        [part] => {
+            let Some(product) = Product::of(simd, part) else { return };
+            let rows_per_task = product.rows_per_task();
+            let output = &mut part.output[part.params.output_row_begin as usize..][..product.n_rows];
+            if rows_per_task >= product.n_rows {
+                return product.one_token(0, output);
+            }
+            for_each_part(output, rows_per_task, || (), |(), task, output| product.one_token(task * rows_per_task, output));
+        }
+        parts => {
+            let (first, rest) = parts.split_at_mut(1);
+            rayon::join(|| multiply_one_token(simd, first), || multiply_one_token(simd, rest));
+        }
+    }
 }
 
 thread_local! {

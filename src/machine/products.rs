@@ -185,13 +185,22 @@ mod tests {
 
     #[test]
     fn fixed_cost_and_rates_are_told_apart_on_fast_and_slow_devices() {
-        for (fixed_secs, bytes_per_sec, flops) in [(5e-6, 1e12, 1e14), (20e-6, 1e9, 5e9), (2e-3, 1e8, 1e9)] {
+        for (fixed_secs, bytes_per_sec, flops) in [(5e-6, 1e12, 1e14), (20e-6, 1e9, 2e10), (2e-3, 1e8, 2e9)] {
             let rates = simulate(fixed_secs, bytes_per_sec, flops);
             assert!(rates.matvec.len() == DType::ALL.len() && rates.matmul.len() == DType::ALL.len());
             let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-3, "{found} for {expected}");
             close(rates.dispatch_secs.unwrap(), fixed_secs);
             rates.matvec.values().for_each(|rate| close(rate.0, bytes_per_sec));
             rates.matmul.values().for_each(|&rate| close(rate, flops));
+        }
+    }
+
+    #[test]
+    fn tokens_together_are_taken_to_be_no_slower_than_one_by_one() {
+        let rates = simulate(1e-5, 1e10, 1e6);
+        for (dtype, rate) in rates.matvec {
+            let by_ones = 2.0 * rate.0 / DType::size_bytes(dtype, 1024).unwrap() as f64 * 1024.0;
+            assert!(rates.matmul[&dtype] >= by_ones * 0.999, "{dtype}");
         }
     }
 

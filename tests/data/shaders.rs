@@ -20,7 +20,7 @@ const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
 /// Kernels for adapters that have more than WebGPU's base: each has a twin without, which the others take.
-const BEYOND_BASE: [&str; 3] = ["matmul_subgroup", "attention_subgroup", "attention_subgroup_tile"];
+const BEYOND_BASE: [&str; 4] = ["matmul_subgroup", "expert_matmul_subgroup", "attention_subgroup", "attention_subgroup_tile"];
 
 type Members = Vec<(&'static str, usize)>;
 
@@ -63,7 +63,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "gather_rows" => members!(gather_rows::Params: n_rows, n_input_rows, width),
         "top_k" => members!(top_k::Params: n_rows, vocab_size, k, n_segments),
         "route" => members!(route::Params: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
-        "expert_matmul" | "expert_matmul_tile" => {
+        "expert_matmul" | "expert_matmul_tile" | "expert_matmul_subgroup" => {
             members!(expert_matmul::Params: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin, n_experts)
         }
         "weigh_inputs" => members!(weigh_inputs::Params: n_tokens, n_used, width),
@@ -195,10 +195,10 @@ fn no_shader_uses_what_is_known_to_fail() {
 
 #[test]
 fn shaders_know_dtypes_by_their_codes() {
-    for kernel in KERNELS
-        .iter()
-        .filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup", "expert_matmul", "expert_matmul_tile"].contains(&kernel.stem))
-    {
+    for kernel in KERNELS.iter().filter(|kernel| {
+        ["matmul_vec", "matmul_tile", "matmul_subgroup", "expert_matmul", "expert_matmul_tile", "expert_matmul_subgroup"]
+            .contains(&kernel.stem)
+    }) {
         for dtype in DType::ALL {
             let code = format!("const {dtype}: u32 = {}u;", matmul::dtype_code(dtype));
             assert!(kernel.wgsl.contains(&code), "{} lacks `{code}`", kernel.stem);
