@@ -170,6 +170,7 @@ fn the_first_plan_for_an_adapter_measures_it_and_the_second_does_not() {
     // Attention computes in single precision.
     let of_model = [DType::F32, DType::Q4_1];
     assert!(rates.matvec.keys().eq(&of_model) && rates.matmul.keys().eq(&of_model), "{rates:?}");
+    assert!(rates.expert_matvec.keys().eq(&of_model), "{rates:?}");
     assert!(rates.upload().is_some() && rates.readback.is_some() && rates.dispatch_secs.is_some());
     assert!(rates.submit_secs.is_some() && rates.round_trip_secs.is_some() && rates.shader_compile_secs.is_some());
 
@@ -190,6 +191,7 @@ fn the_first_plan_for_an_adapter_measures_it_and_the_second_does_not() {
     assert!(with_other.matvec.keys().eq(&[DType::F32, DType::Q8_0, DType::Q4_1]), "{with_other:?}");
     let mut others = with_other.clone();
     assert!(others.matvec.remove(&DType::Q8_0).is_some() && others.matmul.remove(&DType::Q8_0).is_some());
+    assert!(others.expert_matvec.remove(&DType::Q8_0).is_some());
     assert_eq!(Rates { variants: rates.variants.clone(), ..others }, rates, "what is known is not measured again");
     assert!(rates.variants.decode.iter().all(|(dtype, variant)| with_other.variants.decode.get(dtype) == Some(variant)), "{with_other:?}");
 }
