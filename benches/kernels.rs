@@ -79,7 +79,8 @@ fn bench_model(gpu: &Gpu) -> Result<()> {
     const LAYER: [(u32, u32); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
     const HEAD: (u32, u32) = (49_152, 576);
     println!("{:<6} {:>44} {:>9}", "dtype", "products of one token of SmolLM2-135M, ms", "tokens/s");
-    for dtype in DType::measured() {
+    // Rows of that model are no whole blocks of the others.
+    for dtype in DType::measured().filter(|dtype| HEAD.1.is_multiple_of(dtype.block_len() as u32)) {
         let secs = |(n_rows, n_columns), dtype| product_secs(gpu, &matmul::Params::new(dtype, n_rows, n_columns, 1));
         let head_dtype = if matches!(dtype, DType::Q4_0 | DType::Q4_1) { DType::Q8_0 } else { dtype };
         let mut total = secs(HEAD, head_dtype)?;

@@ -234,12 +234,12 @@ impl Engine {
     }
 
     /// Gives back blocks of the KV cache behind the first `n_tokens` positions of a sequence, which nobody goes on with.
-    pub(crate) fn give_back_blocks(&mut self, sequence: u32, n_tokens: usize) {
+    pub fn give_back_blocks(&mut self, sequence: u32, n_tokens: usize) {
         self.executors.truncate_sequence(sequence, n_tokens);
     }
 
     /// Which blocks of the KV cache each sequence has.
-    pub(crate) fn kv_blocks(&self) -> &KvBlocks {
+    pub fn kv_blocks(&self) -> &KvBlocks {
         self.executors.kv_blocks()
     }
 
