@@ -1,11 +1,11 @@
 //! Attention on all threads: what `kernels::attention` defines, as two products over the cached positions.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::Cached;
 use super::elementwise::softcap;
 use super::exp::exp;
+use super::kept::{Kept, Pool, Working, clear_for};
 use crate::host::simd::{Simd, simd};
 use crate::kernels::attention::{Params, visible};
 use crate::kernels::kv_tables::{BLOCK_POSITIONS, block_at, row_in};
@@ -18,8 +18,6 @@ const TOKENS_AT_ONCE: usize = 8;
 const POSITIONS_AT_ONCE: usize = 2 * BLOCK_POSITIONS as usize;
 /// Products of query and key below which one thread does all: other threads would take as long to wake.
 const MIN_PARALLEL_PRODUCTS: usize = 16_384;
-/// Scores that a thread keeps memory for.
-const KEPT_SCORES: usize = 64 << 10;
 /// Partial sums of a softmax.
 const LANES: usize = 8;
 
@@ -42,42 +40,30 @@ pub fn attention<'a>(
     let attention_output = &mut attention_output[..tokens.len() * token_len];
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
-        with_scratch(|scratch| attention.mix(0, tokens, 0, attention_output, scratch));
+        attention.mix(0, tokens, 0, attention_output, &mut POOL.take());
     } else if tokens.len() >= TOKENS_AT_ONCE * n_sharing_threads() {
-        for_each_part(
-            attention_output,
-            TOKENS_AT_ONCE * token_len,
-            || (),
-            |(), part, attention_output| {
-                let first = part * TOKENS_AT_ONCE;
-                let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
-                with_scratch(|scratch| attention.mix(first, tokens, 0, attention_output, scratch));
-            },
-        );
+        let scratch = || attention.scratch(tokens, TOKENS_AT_ONCE);
+        for_each_part(attention_output, TOKENS_AT_ONCE * token_len, scratch, |scratch, part, attention_output| {
+            let first = part * TOKENS_AT_ONCE;
+            let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
+            attention.mix(first, tokens, 0, attention_output, scratch);
+        });
     } else {
-        for_each_part(
-            attention_output,
-            sizes.group_len(),
-            || (),
-            |(), part, attention_output| {
-                let (token, kv_head) = (part / sizes.n_kv_heads, part % sizes.n_kv_heads);
-                with_scratch(|scratch| attention.mix(token, &tokens[token..=token], kv_head, attention_output, scratch));
-            },
-        );
+        let scratch = || attention.scratch(tokens, 1);
+        for_each_part(attention_output, sizes.group_len(), scratch, |scratch, part, attention_output| {
+            let (token, kv_head) = (part / sizes.n_kv_heads, part % sizes.n_kv_heads);
+            attention.mix(token, &tokens[token..=token], kv_head, attention_output, scratch);
+        });
     }
 }
 
-/// Runs `work` with this thread's memory, which is kept from one layer to the next, but for the scores of a long context.
-fn with_scratch(work: impl FnOnce(&mut Scratch)) {
-    thread_local! {
-        static SCRATCH: RefCell<Scratch> = RefCell::default();
+static POOL: Pool<Scratch> = Pool::new();
+
+impl Working for Scratch {
+    fn n_bytes(&self) -> usize {
+        let all = [&self.query, &self.scores, &self.sums, &self.rows, &self.some_scores];
+        all.iter().map(|values| values.capacity() * size_of::<f32>()).sum()
     }
-    SCRATCH.with_borrow_mut(|scratch| {
-        work(scratch);
-        if scratch.scores.capacity() > KEPT_SCORES {
-            scratch.scores = Vec::new();
-        }
-    });
 }
 
 #[derive(Clone, Copy)]
@@ -125,6 +111,22 @@ struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// All that `n_at_once` of the tokens need.
+    fn scratch(&self, tokens: &[Token], n_at_once: usize) -> Kept<Scratch> {
+        let Sizes { n_in_group, head_size, .. } = self.sizes;
+        let n_positions = tokens.iter().map(|token| visible(self.params, token).end).max().unwrap_or(0);
+        let n_some = n_positions.min(POSITIONS_AT_ONCE);
+        let n_decoded = if self.caches.iter().all(|cache| matches!(cache, Cached::Floats(_))) { 0 } else { n_some };
+        let n_queries = n_at_once * n_in_group;
+        let mut scratch = POOL.take();
+        clear_for(&mut scratch.query, n_queries * head_size);
+        clear_for(&mut scratch.scores, n_queries * n_positions);
+        clear_for(&mut scratch.sums, n_queries * head_size);
+        clear_for(&mut scratch.rows, n_decoded * head_size);
+        clear_for(&mut scratch.some_scores, n_queries * n_some);
+        scratch
+    }
+
     /// `tokens`, of which `first` is the first, with the key heads from `first_kv_head` on that `attention_output` has room for.
     fn mix(&self, first: usize, tokens: &[Token], first_kv_head: usize, attention_output: &mut [f32], scratch: &mut Scratch) {
         let token_len = attention_output.len() / tokens.len().max(1);

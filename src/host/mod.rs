@@ -9,6 +9,7 @@ mod elementwise;
 mod exp;
 mod experts;
 mod input;
+mod kept;
 mod kv_cache;
 mod product;
 mod quantise;

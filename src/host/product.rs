@@ -3,10 +3,10 @@
 //!
 //! A thread takes a range of rows. For one token and for a few, eight rows at a time are read in place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
 
-use std::cell::RefCell;
 use std::ops::RangeInclusive;
 
 use super::Operand;
+use super::kept::{Pool, Working, clear_for};
 use crate::dtype::DType;
 use crate::host::simd::{
     BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, PanelProducts, PanelRows, Simd, TILE_TOKENS, TileColumn,
@@ -62,7 +62,14 @@ pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>]) {
         let Some(product) = Product::of(simd, part) else { continue };
         product.cut(&part.params, &mut *part.output, &mut tasks);
     }
-    for_each_large_part(&mut tasks, || (), |(), _, task| SCRATCH.with_borrow_mut(|scratch| task.run(scratch)));
+    let needed = tasks.iter().map(Task::needed).fold([0, 0], |[blocks, columns], own| [blocks.max(own[0]), columns.max(own[1])]);
+    let scratch = || {
+        let mut scratch = POOL.take();
+        clear_for(&mut scratch.blocks, needed[0]);
+        clear_for(&mut scratch.columns, needed[1]);
+        scratch
+    };
+    for_each_large_part(&mut tasks, scratch, |scratch, _, task| task.run(scratch));
 }
 
 /// Products of one token each.
@@ -85,16 +92,19 @@ fn multiply_one_token(simd: &Simd, parts: &mut [Part<'_>]) {
     }
 }
 
-thread_local! {
-    /// Kept from one product to the next: memory that is new to a thread costs more than the products of a few tokens.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
+static POOL: Pool<Scratch> = Pool::new();
 
 /// Memory of one thread, all that it needs.
 #[derive(Default)]
 struct Scratch {
     blocks: Vec<PanelBlock>,
     columns: Vec<PanelColumn>,
+}
+
+impl Working for Scratch {
+    fn n_bytes(&self) -> usize {
+        self.blocks.capacity() * size_of::<PanelBlock>() + self.columns.capacity() * size_of::<PanelColumn>()
+    }
 }
 
 /// Panels of so many columns that are arranged at once.
@@ -116,6 +126,18 @@ enum Outputs<'o> {
 }
 
 impl Task<'_, '_> {
+    /// Blocks and columns of [`Scratch`].
+    fn needed(&self) -> [usize; 2] {
+        let (product, Outputs::Many(outputs)) = (&self.product, &self.outputs) else { return [0, 0] };
+        let n_rows = outputs.first().map_or(0, |output| output.len());
+        let (n_blocks, n_padded) = (product.n_columns / BLOCK_LEN, padded(product.n_columns));
+        match product.operand {
+            Operand::Blocks(_) => [product.panels_at_once(n_blocks).min(n_rows.div_ceil(PANEL_ROWS)) * n_blocks, 0],
+            Operand::Tiles(_) => [0, tile_panels_at_once(n_padded).min(n_rows.div_ceil(FLOAT_PANEL_ROWS)) * n_padded],
+            Operand::Floats(_) => [0, 0],
+        }
+    }
+
     fn run(&mut self, scratch: &mut Scratch) {
         match &mut self.outputs {
             Outputs::One(output) => self.product.one_token(self.first_row, output),
