@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Begun, EngineThread, Known, Progress, Request};
+use super::Request;
+use super::begin::Known;
+use super::running::{Begun, Progress};
+use super::thread::EngineThread;
 use crate::error::{Error, Result};
 use crate::stream::{KvBlocks, MAX_TOKENS_TOGETHER};
 
