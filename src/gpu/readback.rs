@@ -1,5 +1,7 @@
 //! GPU → host, for logits and tests. Knows no shapes.
 
+use std::sync::{MutexGuard, PoisonError};
+
 use futures_channel::oneshot;
 
 use super::{Buffer, Gpu, Purpose};
@@ -46,15 +48,28 @@ impl Readback {
     /// # Errors
     /// As of [`Readback::record`].
     pub async fn record_all(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Readback> {
-        ranges.iter().try_for_each(|&(buffer, offset, len)| check_range(gpu, buffer, offset, len))?;
-        let len = ranges.iter().map(|(.., len)| len).sum();
-        let staging = take_staging(gpu, Bytes(len)).await?;
+        let len = len_of(gpu, ranges)?;
+        let staging = take_staging(gpu, len).await?;
+        Ok(Readback::copied(staging, encoder, ranges))
+    }
+
+    /// The same without waiting: `None`, and nothing is recorded, where the staging buffer that is kept does not suffice.
+    ///
+    /// # Errors
+    /// A range that leaves its buffer.
+    pub fn record_in_kept(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Option<Readback>> {
+        let len = len_of(gpu, ranges)?;
+        let staging = kept_staging(gpu).take_if(|staging| staging.size() >= len.0);
+        Ok(staging.map(|staging| Readback::copied(staging, encoder, ranges)))
+    }
+
+    fn copied(staging: Buffer, encoder: &mut wgpu::CommandEncoder, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Readback {
         let mut end = 0;
         for &(buffer, offset, len) in ranges {
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, end, len);
             end += len;
         }
-        Ok(Readback { staging, len })
+        Readback { staging, len: end }
     }
 
     /// The bytes, once the recorded copy is submitted and done.
@@ -62,13 +77,21 @@ impl Readback {
     /// # Errors
     /// An error of the device.
     pub async fn bytes(self, gpu: &Gpu) -> Result<Vec<u8>> {
+        self.bytes_after(gpu, None).await
+    }
+
+    /// The same where the copy is part of this submission: what was submitted later is not waited for.
+    ///
+    /// # Errors
+    /// As of [`Readback::bytes`].
+    pub async fn bytes_after(self, gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>) -> Result<Vec<u8>> {
         let Readback { staging, len } = self;
         let (sender, receiver) = oneshot::channel();
         staging.slice(..len).map_async(wgpu::MapMode::Read, move |mapped| {
             // Nobody listens any more where the caller was dropped.
             let _ = sender.send(mapped);
         });
-        gpu.wait(None)?;
+        gpu.wait(submission)?;
         let mapped = receiver.await.map_err(|_| gpu.error("the readback was never answered"))?;
         // The loss of the device is the cause of the mapping that fails.
         gpu.check()?;
@@ -77,9 +100,15 @@ impl Readback {
         let bytes = view.to_vec();
         drop(view);
         staging.unmap();
-        *gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(staging);
+        *kept_staging(gpu) = Some(staging);
         Ok(bytes)
     }
+}
+
+/// Bytes of all ranges, each of which must be within its buffer.
+fn len_of(gpu: &Gpu, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Bytes> {
+    ranges.iter().try_for_each(|&(buffer, offset, len)| check_range(gpu, buffer, offset, len))?;
+    Ok(Bytes(ranges.iter().map(|(.., len)| len).sum()))
 }
 
 fn check_range(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<()> {
@@ -91,7 +120,7 @@ fn check_range(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Resul
 
 /// The kept staging buffer where it is large enough, else a new one. Two readbacks at once simply use two.
 async fn take_staging(gpu: &Gpu, size: Bytes) -> Result<Buffer> {
-    let kept = gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let kept = kept_staging(gpu).take();
     match kept {
         Some(staging) if staging.size() >= size.0 => Ok(staging),
         // The small one is dropped first, so that both are never counted at once.
@@ -100,4 +129,9 @@ async fn take_staging(gpu: &Gpu, size: Bytes) -> Result<Buffer> {
             gpu.buffer("readback", size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, Purpose::Staging).await
         }
     }
+}
+
+/// The staging buffer that is kept between readbacks, where none is using it.
+fn kept_staging(gpu: &Gpu) -> MutexGuard<'_, Option<Buffer>> {
+    gpu.readback.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,9 @@
 //! The GPU executor: resident chunks have buffers of their own, streamed ones pass through the ring. All that a forward needs is allocated
 //! when the executor is made: decoding allocates nothing on the GPU.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod experts;
+
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,20 +13,17 @@ use crate::gpu::{self, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::Model;
 use crate::plan::sizes::working_set;
-use crate::plan::{
-    ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS, Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, most_even, n_to_share,
-};
-use crate::stream::expert_cache::{Asked, ExpertCache};
+use crate::plan::{Plan, UploadPath, WorkingBuffer, expert_shape, n_to_share};
+use crate::stream::expert_cache::ExpertCache;
 use crate::stream::gpu_buffers::Buffers;
-use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EACH_GROUP, Parts};
+use crate::stream::gpu_executor::experts::Chosen;
+use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts, PlacedDispatch};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
-use crate::stream::host_experts::{HostExperts, TokensOfExperts};
+use crate::stream::host_experts::HostExperts;
 use crate::stream::store::{caches_of, kept_ranges};
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{
-    Batch, BlockCopy, Executor, ExpertStatistics, Kept, KvBlocks, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on,
-};
+use crate::stream::{Batch, BlockCopy, Executor, Kept, KvBlocks, Logits, LogitsRequest, Store, Trace, batch, passed_on};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
@@ -52,16 +51,9 @@ pub struct GpuExecutor {
     expert_cache: Option<ExpertCache>,
     /// What computes with experts that are missing in the cache and left to the host.
     host_experts: Option<HostExperts>,
+    /// What the tokens take of the experts that come next, on its way to the host.
+    chosen: Option<Chosen>,
     gpu: Arc<Gpu>,
-}
-
-/// What the tokens of a forward take of a layer's experts.
-struct Taken {
-    experts: BTreeSet<usize>,
-    /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights.
-    routing: Vec<f32>,
-    /// What they read, where the host may compute with some: `[n_tokens, width]`; else empty.
-    inputs: Vec<f32>,
 }
 
 impl GpuExecutor {
@@ -122,6 +114,7 @@ impl GpuExecutor {
             ring,
             expert_cache,
             host_experts,
+            chosen: None,
             gpu,
         };
         let begin_secs = trace.now();
@@ -170,75 +163,6 @@ impl GpuExecutor {
     /// The adapter that it computes on.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
-    }
-
-    /// What the expert cache was asked for so far, by chunk; nothing where there is none.
-    pub fn expert_statistics(&self) -> impl Iterator<Item = (usize, ExpertStatistics)> {
-        self.expert_cache.iter().flat_map(|cache| cache.statistics()).map(|(chunk, statistics)| (*chunk, *statistics))
-    }
-
-    /// How often each expert that passes through the cache was asked for, by chunk, where what was long ago counts less.
-    pub fn expert_times(&self) -> BTreeMap<usize, Vec<f64>> {
-        let n_experts = |chunk: usize| expert_shape(&self.plan.chunks[chunk], &self.model).map_or(0, |shape| shape.n_experts);
-        let chunks = self.plan.cached_on(self.device);
-        let mut times: BTreeMap<usize, Vec<f64>> = chunks.map(|chunk| (chunk, vec![0.0; n_experts(chunk)])).collect();
-        for ((chunk, expert), of_expert) in self.expert_cache.iter().flat_map(|cache| cache.times(self.forward)) {
-            if let Some(own) = times.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
-                *own = of_expert;
-            }
-        }
-        times
-    }
-
-    /// Brings the experts of whole layers to the cache, and those that `times` says were taken most often, before the first forward.
-    ///
-    /// # Errors
-    /// Those of reading and of the adapter.
-    pub fn warm_experts(&mut self, times: Vec<((usize, usize), f64)>) -> Result<()> {
-        let n_whole = self.plan.expert_cache(self.device).map_or(0, |cache| cache.misses.n_whole);
-        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
-        cache.know(&times);
-        self.keep_whole(n_whole)?;
-        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
-        let (plan, model) = (&self.plan, &self.model);
-        cache.warm(&self.gpu, &self.store, |chunk| expert_shape(&plan.chunks[chunk], model), times)
-    }
-
-    /// The expert cache as it is now; `None` where there is none.
-    pub fn expert_cache(&self) -> Option<&ExpertCachePlan> {
-        self.expert_cache.as_ref().map(ExpertCache::plan)
-    }
-
-    /// Splits the expert cache as `cache` says, which has the hits that were seen. To be called between forwards.
-    ///
-    /// # Errors
-    /// Those of reading and of the adapter.
-    pub(super) fn split_experts(&mut self, cache: ExpertCachePlan) -> Result<()> {
-        self.keep_whole(cache.misses.n_whole)?;
-        if let Some(own) = &mut self.expert_cache {
-            own.note_hits(cache.misses.hit_percent);
-        }
-        Ok(())
-    }
-
-    /// Makes as many layers whole in the expert cache as `n_whole` says: those in which the others would find the least there, as far as it
-    /// is known what tokens take.
-    ///
-    /// # Errors
-    /// Those of reading and of the adapter.
-    fn keep_whole(&mut self, n_whole: usize) -> Result<()> {
-        let times = self.expert_times();
-        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
-        let (plan, model) = (&self.plan, &self.model);
-        let shape_of = |chunk: usize| expert_shape(&plan.chunks[chunk], model);
-        let chunks: Vec<usize> = times.keys().copied().collect();
-        let layers: Vec<&[f64]> = times.values().map(Vec::as_slice).collect();
-        let whole = most_even(&layers, cache.plan().n_slots, n_whole).into_iter().filter_map(|layer| chunks.get(layer).copied());
-        let kept = cache.keep_whole(&self.gpu, &self.store, shape_of, &whole.collect::<Vec<_>>());
-        if kept.is_err() {
-            cache.recover()?;
-        }
-        kept
     }
 
     /// Bind groups and pipelines that were made so far.
@@ -293,73 +217,26 @@ impl GpuExecutor {
     }
 
     fn record(&mut self, chunk: usize, slot: Option<usize>) -> Result<()> {
-        let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.error("a chunk was computed before its forward began"))?;
         let size_bytes = self.plan.chunks[chunk].size_bytes;
         if let (Some(ring), Some(slot)) = (&self.ring, slot) {
             ring.encode_copy(self.submitter.encoder(), slot, size_bytes.0);
         }
-        for placed in made.dispatches(chunk, slot) {
-            self.submitter.dispatch(placed, Some(chunk), self.forward)?;
+        let choice = self.shapes.back().and_then(|(made, _)| made.choice(chunk)).filter(|choice| !self.takes_whole(choice.cached));
+        let n_before = choice.map_or(0, |choice| choice.n_before);
+        if let Some(choice) = choice {
+            self.dispatch(chunk, slot, |index, _| index < n_before)?;
+            self.send_choice(choice.cached)?;
         }
+        self.dispatch(chunk, slot, |index, _| index >= n_before)?;
         self.submitter.end_chunk(size_bytes);
         Ok(())
     }
 
-    /// The experts of a chunk that the tokens of this forward take, once the router has spoken.
-    async fn experts_taken(&mut self, chunk: usize, n_experts: usize) -> Result<Taken> {
-        let model = Arc::clone(&self.model);
-        let first = expert_products(&self.plan.chunks[chunk], &model).next().map(|(op, _)| *op);
-        let op = first.ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
-        let n_tokens = self.n_tokens();
-        let n_chosen = n_tokens * 2 * op.n_used;
-        let mut wanted = vec![(WorkingBuffer::Value(op.routing), (n_chosen * 4) as u64)];
-        if self.host_experts.is_some() && n_tokens <= HOST_MISS_TOKENS {
-            wanted.push((WorkingBuffer::Value(op.input), (n_tokens * model.value(op.input).width * 4) as u64));
-        }
-        let mut routing: Vec<f32> = bytemuck::pod_collect_to_vec(&self.read_all(&wanted).await?);
-        let inputs = routing.split_off(n_chosen);
-        let of_tokens = routing.chunks_exact(2 * op.n_used).flat_map(|row| &row[..op.n_used]);
-        let experts: BTreeSet<usize> = of_tokens.map(|expert| *expert as usize).collect();
-        match experts.last() {
-            Some(last) if *last >= n_experts => Err(self.gpu.error(format!("expert {last} of {n_experts} was chosen"))),
-            _ => Ok(Taken { experts, routing, inputs }),
-        }
-    }
-
-    /// Computes with experts that are left to the host and writes what they give where the adapter sums it up, which writes nothing there
-    /// itself.
-    fn compute_on_host(&mut self, chunk: usize, shape: &ExpertShape, experts: &[usize], taken: &Taken) -> Result<()> {
-        let start_secs = self.trace.now();
-        let host = self.host_experts.as_mut().ok_or_else(|| self.gpu.error("nothing computes experts on the host"))?;
-        let tokens = TokensOfExperts { routing: &taken.routing, inputs: &taken.inputs };
-        let computed = host.compute(&self.store, (chunk, shape), experts, &tokens)?;
-        for (row, values) in computed.rows {
-            let begin = (row * size_of_val(values)) as u64;
-            self.buffers.write_at(&self.gpu, WorkingBuffer::Value(computed.output), begin, bytemuck::cast_slice(values))?;
-        }
-        let (forward, end_secs) = (self.forward, self.trace.now());
-        let size_bytes = shape.size_bytes.times(experts.len() as u64);
-        self.trace.add(Span { lane: Lane::Compute, device: Device::Cpu, chunk: Some(chunk), forward, start_secs, end_secs, size_bytes });
-        Ok(())
-    }
-
-    /// Records the dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`] or [`OF_ALL`]; of those that read experts, those of the
-    /// buffers in `blocks`.
-    fn record_cached(&mut self, chunk: usize, which: usize, blocks: &BTreeSet<usize>) -> Result<()> {
+    /// Records the dispatches of a chunk that `is_needed` says so of, which gets their numbers as well.
+    fn dispatch(&mut self, chunk: usize, slot: Option<usize>, is_needed: impl Fn(usize, &PlacedDispatch) -> bool) -> Result<()> {
         let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.error("a chunk was computed before its forward began"))?;
-        let dispatches = made.dispatches(chunk, Some(which)).iter();
-        let mut needed = dispatches.filter(|placed| placed.experts.is_none_or(|block| blocks.contains(&block)));
-        needed.try_for_each(|placed| self.submitter.dispatch(placed, Some(chunk), self.forward))
-    }
-
-    /// Computes a chunk all of whose experts are cached.
-    fn compute_whole(&mut self, chunk: usize) -> Result<()> {
-        let n_tokens = self.n_tokens();
-        let blocks = self.expert_cache.as_mut().map(|cache| cache.use_whole(chunk, n_tokens)).unwrap_or_default();
-        self.record_cached(chunk, OF_EACH_GROUP, &blocks)?;
-        self.record_cached(chunk, OF_ALL, &blocks)?;
-        self.submitter.end_chunk(Bytes::ZERO);
-        self.submit_if_due()
+        let mut needed = made.dispatches(chunk, slot).iter().enumerate().filter(|(index, placed)| is_needed(*index, placed));
+        needed.try_for_each(|(_, placed)| self.submitter.dispatch(placed, Some(chunk), self.forward))
     }
 
     /// Submits what is recorded, and frees the slots that it was the last to use.
@@ -368,7 +245,8 @@ impl GpuExecutor {
         self.submitter.submit(self.forward, || {
             let Some(ring) = ring else { return };
             computed_from.drain(..).for_each(|slot| ring.release(gpu, slot));
-        })
+        })?;
+        Ok(())
     }
 
     fn submit_if_due(&mut self) -> Result<()> {
@@ -382,8 +260,7 @@ impl GpuExecutor {
 
     /// The same of several buffers, one behind the other.
     async fn read_all(&mut self, wanted: &[(WorkingBuffer, u64)]) -> Result<Vec<u8>> {
-        let range = |&(name, len): &(WorkingBuffer, u64)| Ok((&**self.buffers.working(&self.gpu, name)?, 0, len));
-        let ranges = wanted.iter().map(range).collect::<Result<Vec<(&wgpu::Buffer, u64, u64)>>>()?;
+        let ranges = ranges_of(&self.buffers, &self.gpu, wanted)?;
         let readback = Readback::record_all(&self.gpu, self.submitter.encoder(), &ranges).await?;
         self.submit()?;
         let bytes = readback.bytes(&self.gpu).await?;
@@ -409,6 +286,11 @@ impl GpuExecutor {
             }
         }
     }
+}
+
+/// The first bytes of working buffers, as a readback wants them.
+fn ranges_of<'a>(buffers: &'a Buffers, gpu: &Gpu, wanted: &[(WorkingBuffer, u64)]) -> Result<Vec<(&'a wgpu::Buffer, u64, u64)>> {
+    wanted.iter().map(|&(name, len)| Ok((&**buffers.working(gpu, name)?, 0, len))).collect()
 }
 
 impl Executor for GpuExecutor {
@@ -468,49 +350,7 @@ impl Executor for GpuExecutor {
     }
 
     async fn compute_cached(&mut self, chunk: usize) -> Result<()> {
-        // What a prompt takes of whole chunks is asked all the same, so that it is known how often each expert is.
-        if self.n_tokens() <= HOST_MISS_TOKENS && self.expert_cache.as_ref().is_some_and(|cache| cache.is_whole(chunk)) {
-            return self.compute_whole(chunk);
-        }
-        let shape = expert_shape(&self.plan.chunks[chunk], &self.model).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
-        let mut taken = self.experts_taken(chunk, shape.n_experts).await?;
-        let mut wanted = std::mem::take(&mut taken.experts);
-        let asked = Asked { chunk, shape: &shape, forward: self.forward };
-        let n_tokens = self.n_tokens();
-        let by_host = match &mut self.expert_cache {
-            Some(cache) => cache.leave_to_host(asked, n_tokens, &mut wanted),
-            None => Vec::new(),
-        };
-        let uploaded = |cache: &Option<ExpertCache>| {
-            cache.as_ref().and_then(|cache| cache.statistics().get(&chunk)).map_or(Bytes::ZERO, |statistics| statistics.uploaded)
-        };
-        let (before, start_secs) = (uploaded(&self.expert_cache), self.trace.now());
-        let mut brought_secs = start_secs;
-        while !wanted.is_empty() {
-            let cache = self.expert_cache.as_mut().ok_or_else(|| self.gpu.error("there is no expert cache"))?;
-            let blocks = cache.bring(&self.gpu, &self.store, asked, &mut wanted)?;
-            brought_secs = self.trace.now();
-            self.record_cached(chunk, OF_EACH_GROUP, &blocks)?;
-            // The next group's tables and slots are written before what is submitted after them, and the adapter computes beside the host.
-            if !wanted.is_empty() || !by_host.is_empty() {
-                self.submit()?;
-            }
-            if let Some(cache) = &mut self.expert_cache {
-                cache.release()?;
-            }
-        }
-        if !by_host.is_empty() {
-            self.compute_on_host(chunk, &shape, &by_host, &taken)?;
-        }
-        self.record_cached(chunk, OF_ALL, &BTreeSet::new())?;
-        if let Some(cache) = self.expert_cache.as_mut().filter(|_| !by_host.is_empty()) {
-            cache.adopt(&self.gpu, &self.store, asked, &by_host)?;
-        }
-        let size_bytes = uploaded(&self.expert_cache).saturating_sub(before);
-        let (device, forward, end_secs) = (self.device, self.forward, brought_secs);
-        self.trace.add(Span { lane: Lane::Experts, device, chunk: Some(chunk), forward, start_secs, end_secs, size_bytes });
-        self.submitter.end_chunk(size_bytes);
-        self.submit_if_due()
+        self.compute_experts(chunk).await
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -580,6 +420,7 @@ impl Executor for GpuExecutor {
 
     async fn recover(&mut self, forward: usize) -> Result<()> {
         self.submitter.discard();
+        self.chosen = None;
         self.gpu.recover()?;
         if let Some(cache) = &mut self.expert_cache {
             cache.recover()?;

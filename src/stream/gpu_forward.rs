@@ -1,6 +1,7 @@
 //! From operations to dispatches: every chunk of a plan becomes a list of dispatches that are ready to encode, once per shape of forward.
 //! There are fewer dispatches than operations: see `gpu_fusion`.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -56,7 +57,18 @@ pub(super) struct ForwardDispatches {
     /// Per chunk, for each buffer that it can be in: its own, or each slot of the ring. Of chunks whose experts are cached, [`OF_EACH_GROUP`] and
     /// [`OF_ALL`]. Empty for chunks that another device computes.
     chunks: Vec<Vec<Vec<PlacedDispatch>>>,
+    /// By chunk that computes a choice of experts.
+    choices: BTreeMap<usize, Choice>,
     top_k: Option<PlacedDispatch>,
+}
+
+/// Where it is known which of a later chunk's cached experts the tokens take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Choice {
+    /// So many dispatches of the chunk come before.
+    pub(super) n_before: usize,
+    /// The chunk whose experts they are.
+    pub(super) cached: usize,
 }
 
 /// What dispatches are made from, besides the shape.
@@ -125,6 +137,7 @@ impl ForwardDispatches {
         let maker = Maker { gpu, model, buffers, catalog, batch, attention, max_binding };
         let terms = Terms { model, batch, n_positions, attention, catalog, costs: &costs, max_binding };
         let mut chunks = Vec::with_capacity(plan.chunks.len());
+        let mut choices = BTreeMap::new();
         for (index, chunk) in plan.chunks.iter().enumerate() {
             if plan.executor(index) != device {
                 chunks.push(Vec::new());
@@ -157,6 +170,11 @@ impl ForwardDispatches {
                         let placed = |dispatch| PlacedDispatch { dispatch, params_offset, secs, experts: None };
                         place.extend(dispatches.into_iter().map(placed));
                     }
+                    if is_choice(&one, ops)
+                        && let Some(cached) = cached_behind(plan, index, of_unit.unit)
+                    {
+                        choices.insert(index, Choice { n_before: places.first().map_or(0, Vec::len), cached });
+                    }
                 }
             }
             chunks.push(places);
@@ -171,12 +189,17 @@ impl ForwardDispatches {
             }
         };
         arena.upload(gpu);
-        Ok(ForwardDispatches { shape, chunks, top_k })
+        Ok(ForwardDispatches { shape, chunks, choices, top_k })
     }
 
     /// The dispatches of a chunk that is in a slot, or in its own buffer.
     pub(super) fn dispatches(&self, chunk: usize, slot: Option<usize>) -> &[PlacedDispatch] {
         &self.chunks[chunk][slot.unwrap_or(0)]
+    }
+
+    /// Where `chunk` computes a choice of cached experts.
+    pub(super) fn choice(&self, chunk: usize) -> Option<Choice> {
+        self.choices.get(&chunk).copied()
     }
 
     /// One dispatch of each pipeline.
@@ -192,6 +215,22 @@ impl ForwardDispatches {
     pub(super) fn top_k(&self) -> Option<&PlacedDispatch> {
         self.top_k.as_ref()
     }
+}
+
+/// Whether this is the last operation that experts wait for: their choice, and what they read where that depends on it.
+fn is_choice(one: &Fused, ops: &[Op]) -> bool {
+    let Fused::Op(op) = one else { return false };
+    match ops[*op] {
+        Op::Route(_) => !matches!(ops.get(op + 1), Some(Op::WeighInputs { .. })),
+        Op::WeighInputs { .. } => true,
+        _ => false,
+    }
+}
+
+/// The chunk behind `chunk` that has the cached experts of a unit, where it has such.
+fn cached_behind(plan: &Plan, chunk: usize, unit: usize) -> Option<usize> {
+    let of_unit = |chunk: &usize| plan.chunks[*chunk].work.iter().any(|of_unit| of_unit.unit == unit);
+    (chunk + 1..plan.chunks.len()).take_while(of_unit).find(|&chunk| plan.chunks[chunk].is_cached)
 }
 
 /// A kernel with its params and its bindings, except the block that has the matrices.

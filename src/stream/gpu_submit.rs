@@ -119,19 +119,19 @@ impl Submitter {
         self.n_under_way.load(Ordering::Relaxed) == 0
     }
 
-    /// Submits what is recorded, if anything; its span is added once the GPU is done with it. `before_waiting` may request callbacks, which are
+    /// Submits what is recorded, if anything, and says as what; its span is added once the GPU is done with it. `before_waiting` may request callbacks, which are
     /// called while the submission is waited for.
-    pub(super) fn submit(&mut self, forward: usize, before_waiting: impl FnOnce()) -> Result<()> {
+    pub(super) fn submit(&mut self, forward: usize, before_waiting: impl FnOnce()) -> Result<Option<wgpu::SubmissionIndex>> {
         self.pass = None;
-        let Some(encoder) = self.encoder.take() else { return Ok(()) };
+        let Some(encoder) = self.encoder.take() else { return Ok(None) };
         let recorded = std::mem::take(&mut self.recorded);
         let secs = self.trace.now();
         let submission = self.gpu.queue.submit([encoder.finish()]);
         self.gpu.check()?;
         before_waiting();
         self.n_under_way.fetch_add(1, Ordering::Relaxed);
-        self.completions.watch(&self.gpu.queue, submission, Some(Submitted { recorded, forward, secs }));
-        Ok(())
+        self.completions.watch(&self.gpu.queue, submission.clone(), Some(Submitted { recorded, forward, secs }));
+        Ok(Some(submission))
     }
 
     /// Forgets what is recorded.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::model::Op;
 use tierflow::plan::{ExpertCachePlan, ExpertCacheRule, ExpertMisses, Placement, PlacementRule, PlanOptions};
 use tierflow::stream::{ExpertStatistics, Lane, Logits, LogitsRequest};
 use tierflow::units::Bytes;
@@ -53,6 +54,25 @@ fn answers(what: &str, builder: EngineBuilder) -> (Vec<Vec<u32>>, Vec<ExpertStat
 /// The budget with which the cache has room for `n_slots` experts, as of a plan with room for all.
 fn budget_of(used: Bytes, cache: &ExpertCachePlan, n_slots: usize) -> Bytes {
     Bytes(used.0 - cache.size_bytes().0 + cache.slot_bytes.0 * n_slots as u64 + cache.table_bytes.0)
+}
+
+#[test]
+fn the_expert_that_every_token_takes_waits_for_no_choice() {
+    let root = tempfile::tempdir().unwrap();
+    for family in FAMILIES {
+        let folder = families::written(root.path(), family);
+        let builder = builder(&folder, ExpertCacheRule::Never).device(DeviceChoice::Cpu);
+        let model = pollster::block_on(builder.prepare()).unwrap().model;
+        let has_shared = model.config.variant.experts.as_ref().unwrap().shared.is_some();
+        for unit in &model.units {
+            let Some(choice) = unit.ops.iter().position(|op| matches!(op, Op::Route(_))) else { continue };
+            let behind = &unit.ops[choice + 1..];
+            let first = behind.iter().position(|op| matches!(op, Op::ExpertMatMul(_))).unwrap();
+            let n_products = |ops: &[Op]| ops.iter().filter(|op| matches!(op, Op::MatMul { .. })).count();
+            assert_eq!(n_products(&behind[..first]) >= 3, has_shared, "{family}: {}", unit.name);
+            assert_eq!(n_products(&behind[first..]), 0, "{family}: {}", unit.name);
+        }
+    }
 }
 
 #[test]

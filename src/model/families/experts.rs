@@ -89,6 +89,12 @@ pub(super) fn push(
     let factors = experts.beside_plain.then(|| vector("router.per_expert_scale", &[n_experts])).transpose()?;
     let (logits, routing) = (ids.logits, ids.routing);
     ops.push(Op::Route(Route { logits, bias, factors, routing, n_experts, n_used, scores, normalises, scale, groups }));
+    let read = ids.weighed.unwrap_or(input);
+    if let Some(output) = ids.weighed {
+        ops.push(Op::WeighInputs { input, routing, output });
+    }
+    // It waits for no choice: adapters compute it while the host reads which experts are.
+    let of_shared = ids.shared.as_ref().map(|shared| push_shared(ops, tensor, name, (config, experts), shared, input)).transpose()?;
     let shapes = experts.shapes(config.hidden_size);
     let product = |which: usize, input: ValueId, output: ValueId| {
         let [n_rows, n_columns] = shapes[which];
@@ -101,10 +107,6 @@ pub(super) fn push(
         let add = || Ok(Op::AddExpertBias { bias: vector(&format!("{}.{bias}", names.experts), &[n_experts, width])?, routing, target });
         experts.has_bias.then(add).transpose()
     };
-    let read = ids.weighed.unwrap_or(input);
-    if let Some(output) = ids.weighed {
-        ops.push(Op::WeighInputs { input, routing, output });
-    }
     ops.extend([product(0, read, ids.gate)?, product(1, read, ids.up)?]);
     ops.extend(biased("gate_up_proj_bias:gate", experts.ffn_size, ids.gate)?);
     ops.extend(biased("gate_up_proj_bias:up", experts.ffn_size, ids.up)?);
@@ -113,21 +115,36 @@ pub(super) fn push(
     ops.push(product(2, ids.activated, ids.outputs)?);
     ops.extend(biased("down_proj_bias", config.hidden_size, ids.outputs)?);
     ops.push(Op::SumExperts { input: ids.outputs, routing, output, is_weighted: ids.weighed.is_none() });
-    let (Some(SharedExpert { ffn_size, .. }), Some(shared)) = (experts.shared, &ids.shared) else { return Ok(()) };
-    let [module, factor] = names.shared;
-    if let Some(value) = shared.factor {
-        ops.push(Op::MatMul { input, weight: matrix(factor, [1, config.hidden_size])?, output: value });
+    if let Some(of_shared) = of_shared {
+        ops.push(Op::Add { input: of_shared, target: output });
     }
-    for (part, output) in [("gate_proj", shared.gate), ("up_proj", shared.up)] {
-        let weight = matrix(&format!("{module}.{part}"), [ffn_size, config.hidden_size])?;
+    Ok(())
+}
+
+/// Appends what the expert makes of `input` that every token takes; the value that has it.
+fn push_shared(
+    ops: &mut Vec<Op>,
+    tensor: &Tensors<'_>,
+    name: &str,
+    (config, experts): (&ModelConfig, &Experts),
+    ids: &SharedIds,
+    input: ValueId,
+) -> Result<ValueId> {
+    let (hidden_size, [module, factor]) = (config.hidden_size, experts.names.shared);
+    let ffn_size = experts.shared.map_or(0, |shared| shared.ffn_size);
+    let matrix = |module: &str, shape: [usize; 2]| tensor(&format!("{name}.{module}.weight"), &shape.map(|size| size as u64));
+    if let Some(value) = ids.factor {
+        ops.push(Op::MatMul { input, weight: matrix(factor, [1, hidden_size])?, output: value });
+    }
+    for (part, output) in [("gate_proj", ids.gate), ("up_proj", ids.up)] {
+        let weight = matrix(&format!("{module}.{part}"), [ffn_size, hidden_size])?;
         ops.push(Op::MatMul { input, weight, output });
     }
-    ops.push(Op::Glu { activation, gate: shared.gate, up: shared.up, output: shared.activated });
-    let weight = matrix(&format!("{module}.down_proj"), [config.hidden_size, ffn_size])?;
-    ops.push(Op::MatMul { input: shared.activated, weight, output: shared.output });
-    if let Some(gate) = shared.factor {
-        ops.push(Op::GateRows { gate, target: shared.output });
+    ops.push(Op::Glu { activation: config.variant.activation, gate: ids.gate, up: ids.up, output: ids.activated });
+    let weight = matrix(&format!("{module}.down_proj"), [hidden_size, ffn_size])?;
+    ops.push(Op::MatMul { input: ids.activated, weight, output: ids.output });
+    if let Some(gate) = ids.factor {
+        ops.push(Op::GateRows { gate, target: ids.output });
     }
-    ops.push(Op::Add { input: shared.output, target: output });
-    Ok(())
+    Ok(ids.output)
 }
