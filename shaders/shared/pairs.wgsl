@@ -35,15 +35,21 @@ struct Pair {
     offsets: vec2<f32>,
 }
 
-// The first `n_words` 64-bit words that hold what begins `begin` 32-bit words behind the matrix's first byte, from there on.
-fn words_at(begin: u32, n_words: u32) -> array<u32, MAX_WORDS> {
-    let first = first_word() + begin / 2u;
+// `n_words` 64-bit words of the matrix, from its word `begin` on.
+fn words_from(begin: u32, n_words: u32) -> array<u32, MAX_WORDS> {
+    let first = first_word() + begin;
     var words: array<u32, MAX_WORDS>;
     for (var i = 0u; i < n_words; i++) {
         let word = weight[first + i];
         words[2u * i] = low(word);
         words[2u * i + 1u] = high(word);
     }
+    return words;
+}
+
+// The first `n_words` 64-bit words that hold what begins `begin` 32-bit words behind the matrix's first byte, from there on.
+fn words_at(begin: u32, n_words: u32) -> array<u32, MAX_WORDS> {
+    var words = words_from(begin / 2u, n_words);
     // Pairs of these have an odd number of 32-bit words, so every other one begins in the middle of a 64-bit word.
     if DTYPE == Q4_0 || DTYPE == Q8_0 {
         let is_odd = (begin & 1u) == 1u;
@@ -104,13 +110,7 @@ fn byte_pair(pair: u32) -> Pair {
 
 // The 32-bit words that begin at 16-bit unit `half` of the matrix, in the first `n_words` 64-bit words that hold some of them.
 fn words_at_half(half: u32, n_words: u32) -> array<u32, MAX_WORDS> {
-    let first = first_word() + half / 4u;
-    var words: array<u32, MAX_WORDS>;
-    for (var i = 0u; i < n_words; i++) {
-        let word = weight[first + i];
-        words[2u * i] = low(word);
-        words[2u * i + 1u] = high(word);
-    }
+    var words = words_from(half / 4u, n_words);
     let is_odd = (half & 2u) != 0u;
     let is_split = (half & 1u) != 0u;
     for (var i = 0u; i + 2u < 2u * n_words; i++) {

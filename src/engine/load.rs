@@ -33,7 +33,8 @@ impl Prepared {
             return Err(Error::InvalidArgument { option: Setting::Machine.into(), reason });
         }
         let text = self.take_text()?;
-        let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan);
+        let to_warm = stream::bytes_to_warm(&self.plan, &self.model, self.options.expert_profile.as_deref());
+        let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan) + to_warm;
         let done = AtomicU64::new(0);
         let step = |bytes: Bytes| {
             let done = done.fetch_add(bytes.0, Ordering::Relaxed) + bytes.0;
@@ -49,7 +50,7 @@ impl Prepared {
         }
         let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
-        executors.warm_experts(self.options.expert_profile.as_deref())?;
+        executors.warm_experts(&self.model, self.options.expert_profile.as_deref(), &step)?;
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new(), later_rows: None });
         let known_halves = HashMap::new();

@@ -116,13 +116,14 @@ pub const NO_SLOT: u32 = u32::MAX;
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: DType, bindings: Bindings<'_>) -> Result<Dispatch> {
     let Params { n_rows, n_columns, n_tokens, n_used, expert_rows, .. } = *params;
     let of_dtype = matmul::Params::new(dtype, n_rows, n_columns, n_tokens);
-    let is_tiled = share_experts(n_tokens as usize, n_used as usize, params.n_experts as usize);
+    let is_software = is_software(gpu);
+    let is_tiled = share_experts(n_tokens as usize, n_used as usize, params.n_experts as usize, is_software);
     // Every choice of a token, or every expert of which the slice has rows, once for so many rows.
     let n_choices = u64::from(n_tokens) * u64::from(n_used);
-    let (source, of_kernel) = match is_software(gpu) {
-        is_software if is_tiled => (&EXPERT_MATMUL_TILE, tile_constants(is_software)),
+    let (source, of_kernel) = match is_software {
+        _ if is_tiled => (&EXPERT_MATMUL_TILE, tile_constants(is_software)),
         true if subgroup::is_possible(gpu, &of_dtype) => (&EXPERT_MATMUL_SUBGROUP, subgroup_constants(n_choices, expert_rows)),
-        is_software => (&EXPERT_MATMUL, few_constants(is_software)),
+        _ => (&EXPERT_MATMUL, few_constants(is_software)),
     };
     let stem = source.stem;
     let row_bytes = of_dtype.row_bytes().unwrap_or(0);

@@ -55,8 +55,7 @@ pub(super) async fn measure(
         let effort = own.as_ref().unwrap_or(effort);
         let large = climb(effort, dtype, TOKENS, largest, &mut run).await?;
         let secs = secs_of_one(effort, &large, &mut run).await?;
-        // The fixed cost is known less well than the whole: it never takes more than half away.
-        let rate = operations(&large) / (secs - dispatch_secs).max(secs / 2.0);
+        let rate = operations(&large) / without_fixed(secs, dispatch_secs);
         // What else the machine does may slow one figure alone; but tokens together take no longer than one by one, or a plan would read
         // prompts so for ever.
         let one_by_one = rates.matvec[&dtype].0 * operations(&large) / f64::from(large.n_tokens) / weight_bytes(&large) as f64;
@@ -78,9 +77,14 @@ pub(super) async fn measure_experts(
     for &dtype in dtypes {
         let large = climb(effort, dtype, &VECTORS, largest, &mut run).await?;
         let secs = secs_of_one(effort, &large, &mut run).await?;
-        rates.insert(dtype, BytesPerSec(weight_bytes(&large) as f64 / (secs - dispatch_secs).max(secs / 2.0)));
+        rates.insert(dtype, BytesPerSec(weight_bytes(&large) as f64 / without_fixed(secs, dispatch_secs)));
     }
     Ok(rates)
+}
+
+/// What remains of the seconds of a product: its fixed cost is known less well than the whole, so that it never takes more than half away.
+fn without_fixed(secs: f64, fixed_secs: f64) -> f64 {
+    (secs - fixed_secs).max(secs / 2.0)
 }
 
 /// Seconds of a product as a line over the bytes of its matrix.

@@ -138,7 +138,7 @@ impl DeviceCosts {
         let share = n_used as f64 / n_experts.max(1) as f64;
         let n_products = share * n_tokens as f64;
         // Of tokens that choose independently, the share of experts that any takes.
-        let is_read_once = self.device == Device::Cpu || share_experts(n_tokens, n_used, n_experts);
+        let is_read_once = self.device == Device::Cpu || share_experts(n_tokens, n_used, n_experts, self.shares_cores);
         let n_read = if is_read_once { 1.0 - (1.0 - share).powf(n_tokens as f64) } else { n_products };
         let (bytes, values) = (n_rows as f64 * tensor.row_bytes() as f64, n_rows as f64 * tensor.n_columns() as f64);
         let read = self.rates.expert_matvec_of(tensor.dtype).map_or(0.0, |rate| n_read * bytes / rate.0);

@@ -228,6 +228,11 @@ pub(crate) struct ExpertShape {
 }
 
 impl ExpertShape {
+    /// Bytes of one expert as stored, without gaps.
+    pub(crate) fn stored_bytes(&self) -> Bytes {
+        Bytes(self.matrices.iter().map(|(_, len)| *len).sum())
+    }
+
     /// Bytes of the table that says which of its experts are in a buffer.
     pub(crate) fn table_bytes(&self) -> Bytes {
         Bytes(self.n_experts as u64 * 4).align_up(SLICE_ALIGNMENT)

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
+use crate::model::Model;
 use crate::plan::sizes::KV_BLOCK_POSITIONS;
 use crate::plan::{ExpertCachePlan, ExpertProfile, KvDType, Plan};
+use crate::stream::warm_experts::times_of;
 use crate::stream::{Batch, BlockCopy, Executor, GpuExecutor, HostExecutor, KvBlocks, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -105,19 +107,15 @@ impl Executors {
         self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
     }
 
-    /// Brings the experts of whole layers to each device's cache, and those that `profile` says were taken most often.
+    /// Brings the experts of whole layers to each device's cache, and those that `profile` says were taken most often. `progress` gets the bytes
+    /// of some experts at a time, of [`bytes_to_warm`](super::bytes_to_warm) in all.
     ///
     /// # Errors
     /// Those of reading and of the adapters.
-    pub fn warm_experts(&mut self, profile: Option<&ExpertProfile>) -> Result<()> {
+    pub fn warm_experts(&mut self, model: &Model, profile: Option<&ExpertProfile>, progress: &dyn Fn(Bytes)) -> Result<()> {
         for (device, executor) in &mut self.devices {
             let DeviceExecutor::Gpu(gpu) = executor else { continue };
-            let of_chunk = |chunk: usize| {
-                let name = &self.plan.units[self.plan.chunks[chunk].unit()].name;
-                let times = profile.map(|profile| profile.times(name)).unwrap_or_default();
-                times.iter().enumerate().map(move |(expert, times)| ((chunk, expert), *times))
-            };
-            gpu.warm_experts(self.plan.cached_on(*device).flat_map(of_chunk).collect())?;
+            gpu.warm_experts(&times_of(&self.plan, model, *device, profile), progress)?;
         }
         Ok(())
     }

@@ -12,11 +12,12 @@ use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::kernels::Binding;
 use crate::kernels::expert_matmul::NO_SLOT;
 use crate::plan::{ExpertCacheBlock, ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS};
+use crate::stream::warm_experts::{self, ExpertTimes};
 use crate::stream::{Lane, Reserved, SlotPolicy, SlotPool, Span, Store, Trace};
 use crate::units::Bytes;
 
 /// An expert: the chunk that it belongs to, and its number.
-type Key = (usize, usize);
+pub(super) type Key = (usize, usize);
 
 /// What a cache was asked for, since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -202,12 +203,11 @@ impl ExpertCache {
     }
 
     /// Begins with experts having been asked for as often as `times` says.
-    pub(super) fn know(&mut self, times: &[(Key, f64)]) {
-        let asked = times.iter().filter(|(_, times)| *times > 0.0);
-        self.worths.extend(asked.map(|(key, times)| (*key, Worth(times.log2()))));
+    pub(super) fn know(&mut self, times: &ExpertTimes) {
+        self.worths.extend(warm_experts::taken(times).map(|(key, times)| (key, Worth(times.log2()))));
     }
 
-    /// Brings the experts that `times` says were taken most often, as many as there is room for, before the first forward.
+    /// Brings experts, by chunk, before the first forward.
     ///
     /// # Errors
     /// Those of reading and of the adapter.
@@ -216,18 +216,12 @@ impl ExpertCache {
         gpu: &Gpu,
         store: &Store,
         shape_of: impl Fn(usize) -> Option<ExpertShape>,
-        mut times: Vec<(Key, f64)>,
+        taken: &[(usize, Vec<usize>)],
+        progress: &dyn Fn(Bytes),
     ) -> Result<()> {
-        times.retain(|(_, times)| *times > 0.0);
-        times.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
-        let n_free = self.plan.n_slots - self.whole.values().map(Vec::len).sum::<usize>().min(self.plan.n_slots);
-        let shared = times.iter().map(|(key, _)| *key).filter(|(chunk, _)| !self.whole.contains_key(chunk));
-        let mut keys: Vec<Key> = shared.take(n_free).collect();
-        keys.sort_unstable();
-        for keys in keys.chunk_by(|one, other| one.0 == other.0) {
-            let Some(shape) = shape_of(keys[0].0) else { continue };
-            let experts: Vec<usize> = keys.iter().map(|(_, expert)| *expert).collect();
-            self.load(gpu, store, Asked { chunk: keys[0].0, shape: &shape, forward: 0 }, &experts)?;
+        for (chunk, experts) in taken {
+            let Some(shape) = shape_of(*chunk) else { continue };
+            self.load(gpu, store, Asked { chunk: *chunk, shape: &shape, forward: 0 }, experts, progress)?;
             self.release()?;
         }
         self.statistics.clear();
@@ -249,6 +243,7 @@ impl ExpertCache {
         store: &Store,
         shape_of: impl Fn(usize) -> Option<ExpertShape>,
         chunks: &[usize],
+        progress: &dyn Fn(Bytes),
     ) -> Result<()> {
         let leaving: Vec<usize> = self.whole.keys().copied().filter(|chunk| !chunks.contains(chunk)).collect();
         for slot in leaving.iter().filter_map(|chunk| self.whole.remove(chunk)).flatten() {
@@ -257,7 +252,7 @@ impl ExpertCache {
         for &chunk in chunks {
             let Some(shape) = shape_of(chunk).filter(|_| !self.is_whole(chunk)) else { continue };
             let experts: Vec<usize> = (0..shape.n_experts).collect();
-            self.load(gpu, store, Asked { chunk, shape: &shape, forward: 0 }, &experts)?;
+            self.load(gpu, store, Asked { chunk, shape: &shape, forward: 0 }, &experts, progress)?;
             let slots = std::mem::take(&mut self.in_use);
             let places = experts.iter().filter_map(|&expert| Some((expert, self.pool.slot_of(&(chunk, expert))?)));
             self.write_tables(gpu, chunk, shape.n_experts, &places.collect::<Vec<_>>());
@@ -268,7 +263,7 @@ impl ExpertCache {
     }
 
     /// Brings experts of a chunk outside a forward, where they are not there, and pins them.
-    fn load(&mut self, gpu: &Gpu, store: &Store, asked: Asked<'_>, experts: &[usize]) -> Result<()> {
+    fn load(&mut self, gpu: &Gpu, store: &Store, asked: Asked<'_>, experts: &[usize], progress: &dyn Fn(Bytes)) -> Result<()> {
         for some in experts.chunks(EXPERTS_AT_ONCE) {
             let mut to_fill = Vec::new();
             for &expert in some {
@@ -287,6 +282,7 @@ impl ExpertCache {
             // What was written is kept until it is copied.
             gpu.queue.submit([]);
             gpu.wait(None)?;
+            progress(asked.shape.stored_bytes().times(some.len() as u64));
         }
         Ok(())
     }
@@ -404,13 +400,13 @@ impl ExpertCache {
         for some in to_fill.chunks(EXPERTS_AT_ONCE) {
             let start_secs = self.trace.now();
             let parts = (0..some.len() * n_matrices).map(|index| (some[index / n_matrices].0, index % n_matrices));
-            let bytes = store.experts(asked.chunk, asked.shape, &parts.collect::<Vec<_>>())?;
-            let moved = Bytes(bytes.iter().map(|part| part.len() as u64).sum());
+            let parts = store.experts(asked.chunk, asked.shape, &parts.collect::<Vec<_>>())?;
+            let moved = Bytes(parts.iter().map(|part| part.len() as u64).sum());
             if store.is_on_disk(asked.chunk) {
                 self.span(Lane::Fetch, asked, start_secs, moved);
             }
             let start_secs = self.trace.now();
-            for (index, part) in bytes.iter().enumerate() {
+            for (index, part) in parts.iter().enumerate() {
                 let (slot, (begin, _)) = (some[index / n_matrices].1, asked.shape.matrices[index % n_matrices]);
                 self.write(gpu, slot, begin, part)?;
             }

@@ -89,7 +89,8 @@ impl HostExperts {
                         let dtype = store.checkpoint().catalog[of_chunk.slices[slice].tensor].dtype;
                         let matrix = matrices.next().unwrap_or(0);
                         let wanted: Vec<(usize, usize)> = experts.iter().map(|expert| (*expert, matrix)).collect();
-                        for (&expert, rows) in experts.iter().zip(&store.experts(chunk, shape, &wanted)?) {
+                        let parts = store.experts(chunk, shape, &wanted)?;
+                        for (&expert, rows) in experts.iter().zip(parts.iter()) {
                             let places = [expert as u64 * op.n_rows as u64, op.n_rows as u64];
                             let params = expert_matmul::Params::of(op, model.value(op.input), places, &values.batch());
                             values.multiply_experts((op.input, Some(op.routing), op.output), &params, (dtype, rows));

@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 mod executors;
 mod expert_cache;
+mod expert_parts;
 mod fetch;
 mod gpu_buffers;
 mod gpu_executor;
@@ -19,6 +20,7 @@ mod slot_pool;
 pub(crate) mod store;
 mod trace;
 mod uploader;
+mod warm_experts;
 
 use std::ops::Range;
 
@@ -37,6 +39,7 @@ pub use kv_blocks::{BlockCopy, KvBlocks};
 pub use slot_pool::{Reserved, SlotPolicy, SlotPool};
 pub use store::{Kept, Store};
 pub use trace::{Lane, Span, Trace, TraceSummary};
+pub use warm_experts::bytes_to_warm;
 
 /// Asked before each step of a forward whether it shall end there.
 pub type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;

@@ -14,6 +14,7 @@ use crate::plan::sizes::{KvCache, position_ranges};
 use crate::plan::{Chunk, ExpertShape, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages, Readers};
 use crate::stream::BatchToken;
+use crate::stream::expert_parts::{ExpertParts, Run};
 use crate::stream::fetch::{Fetch, InPlaceRead, Reads};
 use crate::units::Bytes;
 use crate::weights::TensorId;
@@ -39,7 +40,7 @@ pub struct Store {
     readers: OnceLock<Readers>,
 }
 
-/// Matrices of experts that are read from disk at once.
+/// Reads of experts from disk at once.
 const READS_AT_ONCE: usize = 8;
 
 /// A matrix whose rows tokens name.
@@ -129,27 +130,30 @@ impl Store {
     ///
     /// # Errors
     /// Those of reading.
-    pub(super) fn experts(&self, chunk: usize, shape: &ExpertShape, wanted: &[(usize, usize)]) -> Result<Vec<Cow<'_, [u8]>>> {
-        let read = |&(expert, matrix): &(usize, usize)| self.expert(chunk, matrix, expert, shape);
+    pub(super) fn experts(&self, chunk: usize, shape: &ExpertShape, wanted: &[(usize, usize)]) -> Result<ExpertParts<'_>> {
         if !self.is_on_disk(chunk) {
-            return wanted.iter().map(read).collect();
+            let reads = wanted.iter().map(|&(expert, matrix)| self.neighbours(chunk, shape, matrix, expert..expert + 1));
+            return Ok(ExpertParts::each(reads.collect::<Result<_>>()?));
         }
+        let runs = Run::of(wanted, |matrix| shape.matrices.get(matrix).map_or(0, |(_, len)| *len));
+        let read = |run: &Run| self.neighbours(chunk, shape, run.matrix, run.first_expert..run.first_expert + run.parts.len());
         let readers = self.readers.get_or_init(|| Readers::start(READS_AT_ONCE));
-        readers.run(|| wanted.par_iter().map(read).collect())
+        let reads = readers.run(|| runs.par_iter().map(read).collect::<Result<_>>())?;
+        Ok(ExpertParts::of_runs(&runs, reads))
     }
 
-    /// The rows of one expert in slice `matrix` of a chunk.
-    fn expert(&self, chunk: usize, matrix: usize, expert: usize, shape: &ExpertShape) -> Result<Cow<'_, [u8]>> {
+    /// The rows of some experts in slice `matrix` of a chunk.
+    fn neighbours(&self, chunk: usize, shape: &ExpertShape, matrix: usize, experts: Range<usize>) -> Result<Cow<'_, [u8]>> {
         let slice = self.plan.chunks[chunk].slices.get(matrix).zip(shape.matrices.get(matrix));
         let (slice, &(_, len)) = slice.ok_or_else(|| Error::internal("an expert has no such matrix"))?;
-        let begin = expert as u64 * len;
+        let (begin, len) = (experts.start as u64 * len, experts.len() as u64 * len);
         if let Some(block) = self.host_resident(chunk) {
             return Ok(Cow::Borrowed(&block[(slice.offset + begin) as usize..][..len as usize]));
         }
         if let Some(rows) = self.checkpoint.view(slice.tensor, begin, len).filter(|_| !self.is_on_disk(chunk)) {
             return Ok(Cow::Borrowed(rows));
         }
-        let mut rows = platform::zeroed(len as usize, "an expert")?;
+        let mut rows = platform::zeroed(len as usize, "experts")?;
         self.checkpoint.read(slice.tensor, begin, &mut rows)?;
         Ok(Cow::Owned(rows))
     }

@@ -1,10 +1,11 @@
 //! The expert cache: whatever it holds, logits are those of resident experts, bit for bit, and each forward brings an expert at most once.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
-use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::engine::{Engine, EngineBuilder, LoadProgress, TextFiles};
 use tierflow::model::Op;
 use tierflow::plan::{ExpertCachePlan, ExpertCacheRule, ExpertMisses, Placement, PlacementRule, PlanOptions};
 use tierflow::stream::{ExpertStatistics, Lane, Logits, LogitsRequest};
@@ -162,7 +163,11 @@ fn whole_layers_are_computed_without_asking_which_experts_tokens_take() {
                 assert_eq!((of_token.n_hits + of_token.n_misses) as usize, all.n_layers * n_used, "{what}");
                 assert!(of_token.n_hits as usize >= n_whole * n_used, "{what}: {of_token:?}");
             }
-            let mut engine = pollster::block_on(whole().open()).unwrap();
+            let prepared = pollster::block_on(whole().prepare()).unwrap();
+            let n_left = AtomicU64::new(u64::MAX);
+            let note = |progress: LoadProgress| _ = n_left.fetch_min(progress.total.0 - progress.done.0, Ordering::Relaxed);
+            let mut engine = pollster::block_on(prepared.load(&note)).unwrap();
+            assert_eq!(n_left.into_inner(), 0, "{what}: all that is loaded is reported, and no more");
             pollster::block_on(engine.session().append(&[1], LogitsRequest::All)).unwrap();
             let n_asked = engine.trace().spans().iter().filter(|span| span.lane == Lane::Experts).count();
             assert_eq!(n_asked, all.n_layers - n_whole, "{what}: nobody asks about whole layers");

@@ -1,17 +1,18 @@
 //! Chunks whose experts are cached: what tokens take of them is read back while the adapter goes on, what is missing is brought or computed on
 //! the host, and the cache is kept as the plan says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::Readback;
 use crate::model::ExpertMatMul;
-use crate::plan::{ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS, WorkingBuffer, expert_products, expert_shape, most_even};
+use crate::plan::{ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS, WorkingBuffer, expert_products, expert_shape};
 use crate::stream::expert_cache::{Asked, ExpertCache};
 use crate::stream::gpu_executor::{GpuExecutor, ranges_of};
 use crate::stream::gpu_forward::{OF_ALL, OF_EACH_GROUP};
 use crate::stream::host_experts::TokensOfExperts;
+use crate::stream::warm_experts::{ExpertTimes, WarmExperts, whole_chunks};
 use crate::stream::{ExpertStatistics, Lane, Span};
 use crate::units::Bytes;
 
@@ -40,10 +41,10 @@ impl GpuExecutor {
     }
 
     /// How often each expert that passes through the cache was asked for, by chunk, where what was long ago counts less.
-    pub fn expert_times(&self) -> BTreeMap<usize, Vec<f64>> {
+    pub fn expert_times(&self) -> ExpertTimes {
         let n_experts = |chunk: usize| expert_shape(&self.plan.chunks[chunk], &self.model).map_or(0, |shape| shape.n_experts);
         let chunks = self.plan.cached_on(self.device);
-        let mut times: BTreeMap<usize, Vec<f64>> = chunks.map(|chunk| (chunk, vec![0.0; n_experts(chunk)])).collect();
+        let mut times: ExpertTimes = chunks.map(|chunk| (chunk, vec![0.0; n_experts(chunk)])).collect();
         for ((chunk, expert), of_expert) in self.expert_cache.iter().flat_map(|cache| cache.times(self.forward)) {
             if let Some(own) = times.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
                 *own = of_expert;
@@ -52,18 +53,19 @@ impl GpuExecutor {
         times
     }
 
-    /// Brings the experts of whole layers to the cache, and those that `times` says were taken most often, before the first forward.
+    /// Brings the experts of whole layers to the cache, and those that `times` says were taken most often, before the first forward. `progress` gets
+    /// their bytes.
     ///
     /// # Errors
     /// Those of reading and of the adapter.
-    pub fn warm_experts(&mut self, times: Vec<((usize, usize), f64)>) -> Result<()> {
-        let n_whole = self.plan.expert_cache(self.device).map_or(0, |cache| cache.misses.n_whole);
-        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
-        cache.know(&times);
-        self.keep_whole(n_whole)?;
-        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
+    pub(in crate::stream) fn warm_experts(&mut self, times: &ExpertTimes, progress: &dyn Fn(Bytes)) -> Result<()> {
         let (plan, model) = (&self.plan, &self.model);
-        cache.warm(&self.gpu, &self.store, |chunk| expert_shape(&plan.chunks[chunk], model), times)
+        let Some((cache, planned)) = self.expert_cache.as_mut().zip(plan.expert_cache(self.device)) else { return Ok(()) };
+        cache.know(times);
+        let shape_of = |chunk: usize| expert_shape(&plan.chunks[chunk], model);
+        let WarmExperts { whole, taken } = WarmExperts::of_plan(planned, times);
+        cache.keep_whole(&self.gpu, &self.store, shape_of, &whole, progress)?;
+        cache.warm(&self.gpu, &self.store, shape_of, &taken, progress)
     }
 
     /// The expert cache as it is now; `None` where there is none.
@@ -83,8 +85,7 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Makes as many layers whole in the expert cache as `n_whole` says: those in which the others would find the least there, as far as it
-    /// is known what tokens take.
+    /// Makes as many layers whole in the expert cache as `n_whole` says, by what tokens took so far.
     ///
     /// # Errors
     /// Those of reading and of the adapter.
@@ -93,10 +94,8 @@ impl GpuExecutor {
         let Some(cache) = &mut self.expert_cache else { return Ok(()) };
         let (plan, model) = (&self.plan, &self.model);
         let shape_of = |chunk: usize| expert_shape(&plan.chunks[chunk], model);
-        let chunks: Vec<usize> = times.keys().copied().collect();
-        let layers: Vec<&[f64]> = times.values().map(Vec::as_slice).collect();
-        let whole = most_even(&layers, cache.plan().n_slots, n_whole).into_iter().filter_map(|layer| chunks.get(layer).copied());
-        let kept = cache.keep_whole(&self.gpu, &self.store, shape_of, &whole.collect::<Vec<_>>());
+        let whole = whole_chunks(&times, cache.plan().n_slots, n_whole);
+        let kept = cache.keep_whole(&self.gpu, &self.store, shape_of, &whole, &|_| {});
         if kept.is_err() {
             cache.recover()?;
         }
