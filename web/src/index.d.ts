@@ -27,7 +27,7 @@ export interface PlanOptions {
   max_memory?: Record<DeviceName, number>;
   /** Positions of the context; 0 takes the model's, less where the budgets demand it. */
   ctx_size?: number;
-  /** How the KV cache stores its numbers: keys and values alike, or each, as in `q8_0/q4_0`. */
+  /** How the KV cache stores its numbers: keys and values alike, or each, as in `q8_0/q4_0`; `f16` by default. */
   kv_dtype?: KvDType;
   /** Slots that streamed weights pass through. */
   slots?: number;

@@ -1,5 +1,8 @@
 //! WebAssembly with vectors of 128 bits, which every browser with WebGPU has; the build asks for them. Where tokens are few, each row of a
 //! block is multiplied as it lies: what unpacking into panels costs would be most of the time.
+//!
+//! Relaxed vectors would bring nothing here: their products of integers take seven bits of one side, where inputs have sixteen, and a fused
+//! product saves two of some seventy instructions of a block, for sums that differ from one browser to the next.
 
 use std::arch::wasm32::*;
 

@@ -55,8 +55,8 @@ test('a dropped file gives a plan from its headers alone; budgets, map, rates an
   await page.press('#host-budget .value input', 'Enter');
   await page.waitForSelector('[data-device="disk"]', { state: 'detached' });
 
-  await page.selectOption('#kv-dtype', 'f16');
-  await page.waitForFunction(() => document.querySelector('#command').textContent.includes('--kv-dtype f16'));
+  await page.selectOption('#kv-dtype', 'q8_0');
+  await page.waitForFunction(() => document.querySelector('#command').textContent.includes('--kv-dtype q8_0'));
   await page.fill('#gpu-budget .value input', '');
   await page.press('#gpu-budget .value input', 'Enter');
   await page.waitForFunction(() => !document.querySelector('#command').textContent.includes('--max-memory'));
