@@ -181,7 +181,7 @@ impl LlamaShape {
             n_kv_heads: 4,
             head_size: 64,
             context_length: 8192,
-            family: Family::Qwen3Moe(TestExperts { n_experts: 64, n_used: 4, ffn_size: 288 }),
+            family: Family::Qwen3Moe(TestExperts { n_experts: 64, n_used: 4, ffn_size: 320 }),
             ..LlamaShape::tiny()
         }
     }
