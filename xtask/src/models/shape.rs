@@ -171,7 +171,7 @@ impl LlamaShape {
         }
     }
 
-    /// A mixture of 64 experts in each of 48 layers, of which a token takes four: 3.0 billion parameters.
+    /// A mixture of 64 experts in each of 48 layers, of which a token takes four: 3.2 billion parameters.
     pub fn three_billion_experts() -> LlamaShape {
         LlamaShape {
             vocab_size: 32_000,
