@@ -10,7 +10,9 @@
 //! What a prompt has in common with the text of another sequence is not computed again: both have the same blocks of the cache. Where that one
 //! is still reading it, the prompt waits: many requests with one system prompt read it once.
 //!
-//! A generation begins once the cache has room for all that it may become; what sequences keep from earlier texts makes room for it.
+//! A generation begins once the cache has room for all that it may become, or, where generations may be paused, for its prompt and some tokens
+//! more; what sequences keep from earlier texts makes room for it. Where the next tokens find none, the generation that began last is paused: what
+//! it has in the cache waits in host memory, and comes back as it was.
 //!
 //! Where an adapter is lost, the engine is opened again if it was said how, and generations under way read their texts once more.
 //!
@@ -18,6 +20,7 @@
 
 mod begin;
 mod histories;
+mod preempt;
 mod room;
 mod running;
 mod thread;
@@ -37,7 +40,7 @@ use self::thread::{EngineThread, Reopen};
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated};
-use crate::stream::ExpertStatistics;
+use crate::stream::{ExpertStatistics, KvBlocks};
 use crate::text::{Pooling, Sampler};
 use crate::units::Bytes;
 
@@ -59,8 +62,14 @@ struct Told {
     experts: Mutex<ExpertStatistics>,
     /// Tokens in the cache of each sequence of the plan.
     n_cached: Vec<AtomicUsize>,
+    /// Blocks of the KV cache that sequences have.
+    n_used_blocks: AtomicUsize,
     /// Bytes of what is kept of sequences that made room for others.
     of_histories: AtomicU64,
+    /// Whether the generation of each sequence of the plan is paused.
+    are_paused: Vec<AtomicBool>,
+    /// Generations that were paused so far.
+    n_preemptions: AtomicU64,
 }
 
 impl Told {
@@ -68,6 +77,10 @@ impl Told {
         if let Some(n_cached) = self.n_cached.get(sequence as usize) {
             n_cached.store(n_tokens, Ordering::Relaxed);
         }
+    }
+
+    fn note_blocks(&self, blocks: &KvBlocks) {
+        self.n_used_blocks.store(blocks.n_blocks() - blocks.n_free(), Ordering::Relaxed);
     }
 }
 
@@ -187,7 +200,9 @@ impl Engine {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
         let n_cached = (0..model.plan().n_seqs).map(|_| AtomicUsize::new(0)).collect();
-        let told = Arc::new(Told { experts: Mutex::default(), n_cached, of_histories: AtomicU64::new(0) });
+        let are_paused = (0..model.plan().n_seqs).map(|_| AtomicBool::new(false)).collect();
+        let (experts, n_used_blocks, of_histories, n_preemptions) = Default::default();
+        let told = Arc::new(Told { experts, n_cached, n_used_blocks, of_histories, are_paused, n_preemptions });
         let end = EngineEnd::default();
         let (ending, of_thread) = (Ending(end.clone()), Arc::clone(&told));
         let run = move || {
@@ -245,8 +260,17 @@ impl EngineHandle {
         self.told.n_cached.iter().map(|n_cached| n_cached.load(Ordering::Relaxed)).collect()
     }
 
+    /// Blocks of the KV cache that sequences have after the last forward, each counted once whoever shares it; waits for nothing. What they
+    /// take is [`Plan::blocks_bytes`](crate::plan::Plan::blocks_bytes).
+    pub fn used_kv_blocks(&self) -> usize {
+        self.told.n_used_blocks.load(Ordering::Relaxed)
+    }
+
     /// Lets host memory hold so many bytes of what is cached of sequences when another text takes their place: a text that goes on from one of
     /// them later is not computed from its beginning. None by default.
+    ///
+    /// Where that is as much as a whole context takes, generations begin before the KV cache has room for all that they may become, and are
+    /// paused where it has none for their next tokens: what they have in it is kept there meanwhile.
     ///
     /// # Errors
     /// [`Error::EngineGone`].
@@ -254,9 +278,19 @@ impl EngineHandle {
         self.send(Command::KeepHistories(limit))
     }
 
-    /// Bytes that these take after the last forward; waits for nothing.
+    /// Bytes that these take after the last forward, those of paused generations among them; waits for nothing.
     pub fn history_bytes(&self) -> Bytes {
         Bytes(self.told.of_histories.load(Ordering::Relaxed))
+    }
+
+    /// How often a generation was paused, so that others have its room in the KV cache; waits for nothing.
+    pub fn n_preemptions(&self) -> u64 {
+        self.told.n_preemptions.load(Ordering::Relaxed)
+    }
+
+    /// Whether the generation of each of the plan's sequences ([`Sequence::id`]) was paused after the last forward; waits for nothing.
+    pub fn paused_sequences(&self) -> Vec<bool> {
+        self.told.are_paused.iter().map(|is_paused| is_paused.load(Ordering::Relaxed)).collect()
     }
 
     /// What is known of the model, for callers that outlive the handle.

@@ -2,6 +2,7 @@
 
 use super::Request;
 use super::histories::History;
+use super::room::Need;
 use super::running::{Begun, Progress, Running};
 use super::thread::EngineThread;
 use crate::error::Result;
@@ -23,8 +24,8 @@ pub(super) struct Known {
 impl EngineThread {
     /// Begins the generations that were asked for, but those that had better wait for another one to read what both have in common.
     pub(super) fn begin(&mut self) {
-        let is_begun = |running: &Running| matches!(running.progress, Progress::Begun(_));
-        let (begun, requested): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_begun);
+        let is_requested = |running: &Running| matches!(running.progress, Progress::Requested(_));
+        let (requested, begun): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_requested);
         self.running = begun.into();
         for Running { sequence, progress, listener } in requested {
             let Progress::Requested(request) = progress else { continue };
@@ -49,13 +50,13 @@ impl EngineThread {
     }
 
     fn begin_one(&mut self, sequence: u32, known: Known, request: Request) -> Result<Begun> {
-        let n_reserved = self.n_needed(&request);
+        let need = self.need_of(&request);
         let Request { prompt, sampler, options } = request;
         self.n_begun += 1;
         self.sequences[sequence as usize].last_use = self.n_begun;
         let n_cached = known.elsewhere.map_or(known.n_own, |(_, n_tokens)| n_tokens);
         // It is taken before the sequence's own needs its room.
-        let history = self.history_of(sequence, &prompt, n_cached, n_reserved);
+        let history = self.history_of(sequence, &prompt, n_cached, need);
         self.keep_history(sequence, &prompt)?;
         if let Some(history) = history {
             self.forget(sequence);
@@ -69,7 +70,8 @@ impl EngineThread {
         }
         let cached = &mut self.sequences[sequence as usize].tokens;
         let (state, due) = GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)?;
-        Ok(Begun { state, due, draft: Vec::new(), prompt_is_reported: false, n_reserved })
+        let (number, n_most) = (self.n_begun, need.most);
+        Ok(Begun { number, state, due, draft: Vec::new(), prompt_is_reported: false, n_most, is_left_out: false })
     }
 
     /// Keeps what a sequence has cached, where `prompt` makes most of it void.
@@ -77,22 +79,22 @@ impl EngineThread {
         let tokens = &self.sequences[sequence as usize].tokens;
         let is_worth_it = tokens.len() >= MIN_COPIED && n_known(tokens, prompt) * 2 < tokens.len();
         if is_worth_it && let Some(history) = platform::block_on(History::of(&mut self.engine, sequence, tokens, self.histories.limit()))? {
-            self.histories.keep(history);
+            self.histories.keep(history, self.paused_bytes());
         }
         Ok(())
     }
 
     /// Takes what was kept that has so much more than `n_cached` tokens of `prompt` that it is worth bringing back, where there is room for it and
-    /// for `n_reserved` blocks.
-    fn history_of(&mut self, sequence: u32, prompt: &[u32], n_cached: usize, n_reserved: usize) -> Option<History> {
+    /// for what the prompt needs.
+    fn history_of(&mut self, sequence: u32, prompt: &[u32], n_cached: usize, need: Need) -> Option<History> {
         let is_recurrent = self.engine.prepared().model.is_recurrent();
         let best = self.histories.best(self.engine.lora_scales(sequence), prompt, is_recurrent);
         let (index, _) = best.filter(|(_, n_alike)| *n_alike >= n_cached + MIN_COPIED)?;
         let history = self.histories.take(index)?;
-        if self.has_room(history.n_blocks().max(n_reserved), &[]) {
+        if self.has_room(need.at_least(history.n_blocks()), &[]) {
             return Some(history);
         }
-        self.histories.keep(history);
+        self.histories.keep(history, self.paused_bytes());
         None
     }
 
@@ -120,7 +122,7 @@ impl EngineThread {
             let n_due = if n_alike == tokens.len() { n_known(running.due(), &prompt[n_alike..]) } else { 0 };
             let is_worth_it = n_alike + n_due > n_cached && n_alike + n_due >= n_own + MIN_COPIED;
             let is_alike = self.engine.lora_scales(running.sequence) == self.engine.lora_scales(sequence);
-            is_alike && is_worth_it && running.due().len() > 1 && running.listener.has_room()
+            is_alike && is_worth_it && running.due().len() > 1 && running.is_read()
         };
         self.running.iter().any(is_read_by)
     }

@@ -26,6 +26,16 @@ impl History {
         self.tokens.len().div_ceil(KvBlocks::BLOCK_LEN)
     }
 
+    /// The tokens whose cache it is.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The bytes that it takes.
+    pub(super) fn size(&self) -> Bytes {
+        self.size
+    }
+
     /// What is kept of `tokens` as `sequence`; `None` where not all of them are cached, or that is more than `most`.
     ///
     /// # Errors
@@ -80,14 +90,22 @@ impl Histories {
         self.all.iter().map(|history| history.size).sum()
     }
 
-    /// Keeps one more. Those that it goes on from go, and as many others as it takes the room of.
-    pub(super) fn keep(&mut self, history: History) {
+    /// Keeps one more where it has room beside `others`, which are kept elsewhere. Those that it goes on from go, and as many others as it
+    /// takes the room of.
+    pub(super) fn keep(&mut self, history: History, others: Bytes) {
         self.all.retain(|other| other.lora_scales != history.lora_scales || !history.tokens.starts_with(&other.tokens));
-        let Some(rest) = self.limit.0.checked_sub(history.size.0) else { return };
+        if self.make_room(history.size + others) {
+            self.all.push_back(history);
+        }
+    }
+
+    /// Makes room for so many bytes of what is kept elsewhere or comes; whether there is so much. If not, nothing goes.
+    pub(super) fn make_room(&mut self, others: Bytes) -> bool {
+        let Some(rest) = self.limit.0.checked_sub(others.0) else { return false };
         while self.size().0 > rest {
             self.all.pop_front();
         }
-        self.all.push_back(history);
+        true
     }
 
     /// The one with the most of `prompt`, and how many tokens that are. Where states are recurrent, those after all of its tokens count alone.
@@ -122,21 +140,36 @@ mod tests {
     #[test]
     fn the_latest_ones_stay_that_have_room() {
         let mut histories = Histories::new(Bytes(20));
-        histories.keep(history(&[1, 2, 3], 1.0));
-        histories.keep(history(&[4, 5], 1.0));
+        histories.keep(history(&[1, 2, 3], 1.0), Bytes::ZERO);
+        histories.keep(history(&[4, 5], 1.0), Bytes::ZERO);
         assert_eq!(histories.size(), Bytes(10));
         assert_eq!(histories.best(&[1.0], &[1, 2, 9], false), Some((0, 2)));
         assert_eq!(histories.best(&[1.0], &[1, 2, 9], true).map(|(_, n_alike)| n_alike), Some(0));
         assert_eq!(histories.best(&[1.0], &[4, 5, 6], true), Some((1, 2)));
         assert_eq!(histories.best(&[2.0], &[1, 2, 9], false).map(|(_, n_alike)| n_alike), Some(0));
         // One that goes on from another takes its place; adapters in other strengths compute another one.
-        histories.keep(history(&[4, 5, 6], 1.0));
-        histories.keep(history(&[4, 5, 6, 7], 2.0));
+        histories.keep(history(&[4, 5, 6], 1.0), Bytes::ZERO);
+        histories.keep(history(&[4, 5, 6, 7], 2.0), Bytes::ZERO);
         assert_eq!(histories.size(), Bytes(20));
-        histories.keep(history(&[8], 1.0));
+        histories.keep(history(&[8], 1.0), Bytes::ZERO);
         assert_eq!(histories.best(&[1.0], &[1, 2, 3], false).map(|(_, n_alike)| n_alike), Some(0), "the first one went");
-        histories.keep(history(&[0; 11], 1.0));
+        histories.keep(history(&[0; 11], 1.0), Bytes::ZERO);
         assert_eq!(histories.size(), Bytes(16), "what has no room at all changes nothing");
         assert!(histories.take(0).is_some_and(|history| history.tokens == [4, 5, 6]));
+    }
+
+    #[test]
+    fn they_make_room_for_what_is_kept_elsewhere() {
+        let mut histories = Histories::new(Bytes(20));
+        histories.keep(history(&[1, 2, 3], 1.0), Bytes::ZERO);
+        histories.keep(history(&[4, 5], 1.0), Bytes::ZERO);
+        assert!(!histories.make_room(Bytes(21)));
+        assert_eq!(histories.size(), Bytes(10), "nothing goes in vain");
+        assert!(histories.make_room(Bytes(15)));
+        assert_eq!(histories.size(), Bytes(4), "the latest one stays");
+        histories.keep(history(&[6], 1.0), Bytes(15));
+        assert_eq!(histories.best(&[1.0], &[6], false), Some((0, 1)), "it took the room of the other one");
+        histories.keep(history(&[7, 8, 9], 1.0), Bytes(15));
+        assert_eq!(histories.size(), Bytes(2));
     }
 }

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_channel::mpsc as tokens;
 
+use super::histories::History;
 use super::{MAX_UNREAD, Request, Step, Unread};
 use crate::engine::LoadedModel;
 use crate::error::Result;
 use crate::session::{GenerationState, Offer};
 use crate::stream::LogitsRequest;
+use crate::units::Bytes;
 
 /// A generation under way.
 pub(super) struct Running {
@@ -23,9 +25,17 @@ pub(super) enum Progress {
     /// Nothing was done yet.
     Requested(Box<Request>),
     Begun(Box<Begun>),
+    /// It has begun, and others have its room in the cache.
+    Paused {
+        begun: Box<Begun>,
+        /// What it had there; `None` where that is to be read from its beginning.
+        history: Option<History>,
+    },
 }
 
 pub(super) struct Begun {
+    /// Which of all generations it is, by their beginnings.
+    pub(super) number: u64,
     pub(super) state: GenerationState,
     /// Tokens to be computed before the next one is chosen: what is left of the prompt, or the last token. At least one.
     pub(super) due: Vec<u32>,
@@ -34,7 +44,9 @@ pub(super) struct Begun {
     /// Whether the listener knows that the prompt was read.
     pub(super) prompt_is_reported: bool,
     /// Blocks of the cache that it may come to have.
-    pub(super) n_reserved: usize,
+    pub(super) n_most: usize,
+    /// Whether it is left out of this turn: the cache has no room for its next tokens, or nobody reads them.
+    pub(super) is_left_out: bool,
 }
 
 /// Who gets the steps.
@@ -56,13 +68,13 @@ impl Listener {
         self.cancelled.load(Ordering::Relaxed) || self.steps.is_closed()
     }
 
-    /// Whether it may get more steps. If not, it wakes the engine's thread once it may.
-    pub(super) fn has_room(&self) -> bool {
-        if self.room() > 0 {
+    /// Whether it may get so many more steps. If not, it wakes the engine's thread with the next one that is read.
+    fn has_room(&self, n_steps: usize) -> bool {
+        if self.room() >= n_steps {
             return true;
         }
         self.unread.is_awaited.store(true, Ordering::SeqCst);
-        self.room() > 0
+        self.room() >= n_steps
     }
 
     /// How many more steps it may get.
@@ -72,10 +84,40 @@ impl Listener {
 }
 
 impl Running {
+    /// Whether somebody reads its steps. One that is paused comes back for many of them only.
+    pub(super) fn is_read(&self) -> bool {
+        let is_paused = matches!(self.progress, Progress::Paused { .. });
+        self.listener.has_room(if is_paused { MAX_UNREAD / 2 } else { 1 })
+    }
+
+    /// Whether it may be computed in this turn.
+    pub(super) fn is_in_turn(&self) -> bool {
+        matches!(&self.progress, Progress::Begun(begun) if !begun.is_left_out) && self.is_read()
+    }
+
+    /// Bytes in host memory of what it had in the cache.
+    pub(super) fn kept_bytes(&self) -> Bytes {
+        match &self.progress {
+            Progress::Paused { history: Some(history), .. } => history.size(),
+            _ => Bytes::ZERO,
+        }
+    }
+
+    /// Lets it read all of its text again, of which `cached` was in the cache of an engine that is gone.
+    pub(super) fn read_again(&mut self, cached: Vec<u32>) {
+        let (begun, cached) = match &mut self.progress {
+            Progress::Requested(_) => return,
+            Progress::Begun(begun) => (begun, cached),
+            Progress::Paused { begun, history } => (begun, history.take().map(|history| history.tokens().to_vec()).unwrap_or_default()),
+        };
+        begun.due.splice(0..0, cached);
+        begun.draft.clear();
+    }
+
     /// The tokens to be computed next; none before it has begun.
     pub(super) fn due(&self) -> &[u32] {
         match &self.progress {
-            Progress::Requested(_) => &[],
+            Progress::Requested(_) | Progress::Paused { .. } => &[],
             Progress::Begun(begun) => &begun.due,
         }
     }
@@ -83,7 +125,7 @@ impl Running {
     /// The tokens to be computed behind them.
     pub(super) fn draft(&self) -> &[u32] {
         match &self.progress {
-            Progress::Requested(_) => &[],
+            Progress::Requested(_) | Progress::Paused { .. } => &[],
             Progress::Begun(begun) => &begun.draft,
         }
     }
@@ -101,7 +143,7 @@ impl Running {
 /// The logits that a generation needs.
 pub(super) fn logits_request(running: &Running) -> LogitsRequest {
     match &running.progress {
-        Progress::Requested(_) => LogitsRequest::TopK(1),
+        Progress::Requested(_) | Progress::Paused { .. } => LogitsRequest::TopK(1),
         Progress::Begun(begun) => begun.state.logits_request(),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
 
 use super::histories::Histories;
+use super::room::UnderWay;
 use super::running::{Progress, Running, logits_request};
 use super::{Command, Positions, Scoring, Step, Told};
 use crate::engine::Engine;
@@ -23,7 +24,7 @@ pub(super) type Reopen = Box<dyn FnMut() -> Result<Engine> + Send>;
 pub(super) struct EngineThread {
     pub(super) engine: Engine,
     reopen: Option<Reopen>,
-    told: Arc<Told>,
+    pub(super) told: Arc<Told>,
     /// Losses of an adapter since a forward went well. While there is one, nothing is computed before the engine is opened again.
     n_losses: usize,
     is_lost: bool,
@@ -33,8 +34,8 @@ pub(super) struct EngineThread {
     pub(super) running: VecDeque<Running>,
     /// What is kept of sequences that made room for others.
     pub(super) histories: Histories,
-    /// Generations that were under way when another one did not find room in the cache: it waits until these are others.
-    pub(super) full_with: Option<usize>,
+    /// What was under way when a generation did not find room in the cache: it waits until that is something else.
+    pub(super) full_with: Option<UnderWay>,
     /// Generations that have begun so far.
     pub(super) n_begun: u64,
     /// Tokens whose logits are asked for, in the order of coming.
@@ -80,8 +81,7 @@ impl EngineThread {
                 }
             }
             self.running.retain(|running| !running.listener.is_gone());
-            (0..).zip(&self.sequences).for_each(|(sequence, state)| self.told.note_cached(sequence, state.tokens.len()));
-            self.told.of_histories.store(self.histories.size().0, Ordering::Relaxed);
+            self.tell();
             if !self.can_go_on() {
                 match commands.recv() {
                     Ok(command) => self.execute(command),
@@ -92,7 +92,9 @@ impl EngineThread {
                 self.execute(command);
             }
             self.full_with = None;
+            self.give_back_unused();
             self.score_what_has_room();
+            self.come_back();
             self.begin();
             if let Err(error) = self.make_room() {
                 // The forward that lacks it tells of it.
@@ -101,6 +103,19 @@ impl EngineThread {
             self.read_on();
             self.generate();
         }
+    }
+
+    /// Tells handles how it is.
+    fn tell(&self) {
+        (0..).zip(&self.sequences).for_each(|(sequence, state)| self.told.note_cached(sequence, state.tokens.len()));
+        self.told.note_blocks(self.engine.kv_blocks());
+        self.told.of_histories.store((self.histories.size() + self.paused_bytes()).0, Ordering::Relaxed);
+        let is_paused = |sequence: usize| {
+            let is_paused_here =
+                |running: &Running| running.sequence as usize == sequence && matches!(running.progress, Progress::Paused { .. });
+            self.running.iter().any(is_paused_here)
+        };
+        self.told.are_paused.iter().enumerate().for_each(|(sequence, told)| told.store(is_paused(sequence), Ordering::Relaxed));
     }
 
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
@@ -131,11 +146,7 @@ impl EngineThread {
         }
         tracing::warn!("an adapter was lost; the model is open again");
         for running in &mut running {
-            if let Progress::Begun(begun) = &mut running.progress {
-                let read = std::mem::take(&mut sequences[running.sequence as usize].tokens);
-                begun.due.splice(0..0, read);
-                begun.draft.clear();
-            }
+            running.read_again(std::mem::take(&mut sequences[running.sequence as usize].tokens));
         }
         sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
         // Another plan may have other devices.
@@ -229,7 +240,7 @@ impl EngineThread {
     fn score_what_has_room(&mut self) {
         while let Some(scoring) = self.scorings.pop_front() {
             let n_tokens = scoring.tokens.len().min(self.engine.plan().ctx_size);
-            if !scoring.reply.is_canceled() && !self.has_room(n_tokens.div_ceil(KvBlocks::BLOCK_LEN), &[]) {
+            if !scoring.reply.is_canceled() && !self.has_room_now(n_tokens.div_ceil(KvBlocks::BLOCK_LEN)) {
                 self.note_full();
                 return self.scorings.push_front(scoring);
             }
@@ -271,7 +282,7 @@ impl EngineThread {
 
     /// Computes one part of the prompt whose turn it is.
     fn read_on(&mut self) {
-        let is_next = |running: &Running| running.due().len() > 1 && running.listener.has_room();
+        let is_next = |running: &Running| running.due().len() > 1 && running.is_in_turn();
         let next = self.running.iter().position(is_next).and_then(|index| self.running.remove(index));
         if let Some(running) = next {
             let n_tokens = running.due().len().min(self.engine.plan().forward.n_tokens);
@@ -283,7 +294,7 @@ impl EngineThread {
     /// Computes one token of each sequence that generates, several in a forward, and drafts where there is room for them.
     fn generate(&mut self) {
         let n_together = self.engine.prepared().n_together();
-        let is_ready = |running: &Running| running.due().len() == 1 && running.listener.has_room();
+        let is_ready = |running: &Running| running.due().len() == 1 && running.is_in_turn();
         let (ready, others): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_ready);
         self.running = others.into();
         let (whole, best): (Vec<Running>, Vec<Running>) =
@@ -393,6 +404,7 @@ impl EngineThread {
             }
             if let Some(finish) = begun.state.finish_reason() {
                 self.told.note_cached(*sequence, cached.len());
+                self.told.note_blocks(self.engine.kv_blocks());
                 listener.send(Ok(Step::End(finish)));
                 return None;
             }

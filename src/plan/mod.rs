@@ -317,11 +317,20 @@ impl Plan {
 
     /// Bytes that the first `n_positions` of one sequence take in the KV caches and states of all devices.
     pub fn sequence_bytes(&self, model: &Model, n_positions: usize) -> Bytes {
+        // A state is that after the last token, however many there were.
+        self.positions_bytes(model, n_positions, usize::from(n_positions > 0))
+    }
+
+    /// Bytes that so many blocks of the KV caches take on all devices, and the states of `n_seqs` sequences.
+    pub fn blocks_bytes(&self, model: &Model, n_blocks: usize, n_seqs: usize) -> Bytes {
+        self.positions_bytes(model, n_blocks * sizes::KV_BLOCK_POSITIONS, n_seqs)
+    }
+
+    fn positions_bytes(&self, model: &Model, n_positions: usize, n_seqs: usize) -> Bytes {
         let of_unit = |(unit, planned): (&Unit, &UnitPlan)| {
             let caches = self.kv_caches_of(planned.execute_on);
             let positions = unit.cache().map_or(Bytes::ZERO, |layer| sizes::kv_bytes_of_layer(layer, caches)).times(n_positions as u64);
-            // A state is that after the last token, however many there were.
-            positions + if n_positions > 0 { sizes::state_values_bytes(unit) } else { Bytes::ZERO }
+            positions + sizes::state_values_bytes(unit).times(n_seqs as u64)
         };
         model.units.iter().zip(&self.units).map(of_unit).sum()
     }

@@ -68,8 +68,10 @@ impl App {
         Gauges {
             n_leased: self.pool.n_leased(),
             n_waiting: self.pool.n_waiting(),
+            n_paused: self.engine.paused_sequences().into_iter().filter(|is_paused| *is_paused).count(),
+            n_preemptions: self.engine.n_preemptions(),
             n_cached: cached.iter().sum(),
-            cached: cached.iter().map(|n_tokens| plan.sequence_bytes(model, *n_tokens)).sum(),
+            cached: plan.blocks_bytes(model, self.engine.used_kv_blocks(), cached.iter().filter(|n_tokens| **n_tokens > 0).count()),
             cache_size: plan.kv_cache_bytes(),
             histories: self.engine.history_bytes(),
             experts: self.engine.expert_statistics(),

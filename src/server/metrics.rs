@@ -31,9 +31,13 @@ pub(super) struct Gauges {
     pub(super) n_leased: usize,
     /// Requests that wait for one.
     pub(super) n_waiting: usize,
+    /// Sequences whose answers are paused.
+    pub(super) n_paused: usize,
+    /// Answers that were paused since the start.
+    pub(super) n_preemptions: u64,
     /// Tokens in the KV caches of all sequences.
     pub(super) n_cached: usize,
-    /// Bytes that these take.
+    /// Bytes of the blocks that these are in.
     pub(super) cached: Bytes,
     /// Bytes that the caches have.
     pub(super) cache_size: Bytes,
@@ -48,6 +52,8 @@ impl Sum for Gauges {
         all.fold(Gauges::default(), |sum, one| Gauges {
             n_leased: sum.n_leased + one.n_leased,
             n_waiting: sum.n_waiting + one.n_waiting,
+            n_paused: sum.n_paused + one.n_paused,
+            n_preemptions: sum.n_preemptions + one.n_preemptions,
             n_cached: sum.n_cached + one.n_cached,
             cached: sum.cached + one.cached,
             cache_size: sum.cache_size + one.cache_size,
@@ -92,7 +98,7 @@ impl Metrics {
 
     /// All of them as text, with what is so now.
     pub(super) fn text(&self, now: &Gauges) -> String {
-        let Gauges { n_leased, n_waiting, n_cached, cached, cache_size, histories, experts } = now;
+        let Gauges { n_leased, n_waiting, n_paused, n_preemptions, n_cached, cached, cache_size, histories, experts } = now;
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
             text.push_str(&format!("# HELP tierflow_{name} {help}\n# TYPE tierflow_{name} {kind}\n"));
@@ -116,6 +122,12 @@ impl Metrics {
         family("draft_tokens_total", "counter", "Tokens that were drafted, by whether they came.", &drafted);
         let answers = [("{end=\"whole\"}", read(&self.n_answered)), ("{end=\"abandoned\"}", read(&self.n_abandoned))];
         family("answers_total", "counter", "Answers that ended, by themselves or since the client left.", &answers);
+        family(
+            "preemptions_total",
+            "counter",
+            "Answers that were paused so that others have room in the KV cache.",
+            &[("", *n_preemptions)],
+        );
         if experts.hit_rate().is_some() {
             let found = [
                 ("{outcome=\"hit\"}", experts.n_hits),
@@ -127,13 +139,14 @@ impl Metrics {
         }
         family("sequences_in_use", "gauge", "Sequences that answer.", &[("", *n_leased as u64)]);
         family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", *n_waiting as u64)]);
-        family("kv_cache_tokens", "gauge", "Tokens in the KV cache, of each sequence by itself.", &[("", *n_cached as u64)]);
         family(
-            "kv_cache_used_bytes",
+            "sequences_paused",
             "gauge",
-            "Bytes of the KV cache that these tokens take, what sequences share counted for each.",
-            &[("", cached.0)],
+            "Sequences whose answers wait to have their room in the KV cache again.",
+            &[("", *n_paused as u64)],
         );
+        family("kv_cache_tokens", "gauge", "Tokens in the KV cache, of each sequence by itself.", &[("", *n_cached as u64)]);
+        family("kv_cache_used_bytes", "gauge", "Bytes of the blocks of the KV cache that these tokens are in.", &[("", cached.0)]);
         family("kv_cache_size_bytes", "gauge", "Bytes of the KV cache, as planned.", &[("", cache_size.0)]);
         family("kept_histories_bytes", "gauge", "Bytes of conversations that left the KV cache, in host memory.", &[("", histories.0)]);
         text

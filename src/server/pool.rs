@@ -58,6 +58,8 @@ pub(super) struct Lease {
 pub(super) struct SlotState {
     id: usize,
     is_processing: bool,
+    /// Whether its answer waits to have its room in the KV cache again.
+    is_paused: bool,
     /// Tokens in its cache.
     n_cached: usize,
     /// Bytes that these take on all devices.
@@ -185,11 +187,13 @@ impl Pool {
 
     /// All sequences, which are those of `engine`.
     pub(super) fn states(&self, engine: &EngineHandle) -> Vec<SlotState> {
-        let (plan, model, cached) = (engine.plan(), &engine.prepared().model, engine.cached_tokens());
+        let (plan, model) = (engine.plan(), &engine.prepared().model);
+        let (cached, paused) = (engine.cached_tokens(), engine.paused_sequences());
         let state = |(id, slot): (usize, &Slot)| {
             let n_cached = cached.get(slot.id as usize).copied().unwrap_or_default();
             let kv_cache_bytes = plan.sequence_bytes(model, n_cached);
-            SlotState { id, is_processing: slot.sequence.is_none(), n_cached, kv_cache_bytes, n_requests: slot.n_uses }
+            let is_paused = paused.get(slot.id as usize).copied().unwrap_or_default();
+            SlotState { id, is_processing: slot.sequence.is_none(), is_paused, n_cached, kv_cache_bytes, n_requests: slot.n_uses }
         };
         self.slots().iter().enumerate().map(state).collect()
     }

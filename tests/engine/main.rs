@@ -13,6 +13,7 @@ mod kernels;
 mod lora;
 mod machine;
 mod models;
+mod preemption;
 #[path = "../common/reference.rs"]
 mod reference;
 mod sequences;

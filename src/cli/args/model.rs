@@ -145,7 +145,7 @@ pub struct PlacementArgs {
     /// Tokens in the KV cache of all sequences together
     ///
     /// Sequences take room as they grow, and share what they begin with. Without it, there is room for the whole context of each. What -c is to
-    /// llama.cpp with --kv-unified.
+    /// llama.cpp with --kv-unified. Answers of a server that find no room for their next tokens are paused in host memory (--cache-ram).
     #[arg(long, env = "TIERFLOW_KV_SIZE", value_name = "N", value_parser = parse_positive)]
     pub kv_size: Option<u32>,
     /// Layers on GPUs at most (-ngl)

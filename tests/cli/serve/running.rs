@@ -87,6 +87,30 @@ fn a_cache_that_is_too_small_for_all_contexts_changes_no_answer() {
     assert!(refused.contains("64 tokens of all sequences together are fewer than the context of one, 96"), "{refused}");
 }
 
+/// Chats that say nothing of their length begin together where a cache has room for one context, and none is broken off.
+#[test]
+fn chats_without_a_limit_begin_together_in_a_small_cache() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let sizes = ["--parallel", "3", "-c", "320"];
+    let plain = Server::start(&home, &model, &sizes);
+    let small = Server::start(&home, &model, &[&sizes[..], &["--kv-size", "480", "--cache-ram", "64"]].concat());
+    let asked = |index: u32| {
+        let messages = json!([{ "role": "user", "content": format!("{index}") }]);
+        json!({ "messages": messages, "temperature": 0, "ignore_eos": true })
+    };
+    let answers = |server: &Server| -> Vec<Value> {
+        let streams: Vec<TcpStream> =
+            (0..3).map(|index| server.send("POST", "/v1/chat/completions", "", &asked(index).to_string())).collect();
+        streams.into_iter().map(|stream| Reply::read(stream).json()["choices"].clone()).collect()
+    };
+    assert_eq!(answers(&small), answers(&plain));
+    let n_preemptions = |server: &Server| server.metric("tierflow_preemptions_total ");
+    assert!(n_preemptions(&plain) == 0 && n_preemptions(&small) > 0, "{}", small.get("/metrics").body);
+    assert_eq!(small.metric("tierflow_sequences_paused "), 0);
+    assert!(small.get("/slots").json()["slots"].as_array().unwrap().iter().all(|slot| slot["is_paused"] == false));
+}
+
 #[test]
 fn drafts_change_no_answer_and_are_counted() {
     let home = Home::new();
@@ -209,7 +233,9 @@ fn each_slot_tells_what_it_holds_of_the_kv_cache() {
         assert_eq!(slots["slots"][slot]["kv_cache_bytes"], n_cached * of_position);
     }
     assert_eq!(server.metric("tierflow_kv_cache_tokens "), held.iter().sum::<u64>());
-    assert_eq!(server.metric("tierflow_kv_cache_used_bytes "), held.iter().sum::<u64>() * of_position);
+    // What they take are whole blocks of 32 positions.
+    let n_blocks: u64 = held.iter().map(|n_cached| n_cached.div_ceil(32)).sum();
+    assert_eq!(server.metric("tierflow_kv_cache_used_bytes "), n_blocks * 32 * of_position);
 }
 
 #[test]
