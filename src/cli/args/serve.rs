@@ -48,7 +48,8 @@ pub struct ServeArgs {
     pub queue: u32,
     /// Host memory for conversations whose sequences others took, as in 2GiB; a bare number is MiB, 0 keeps none
     ///
-    /// One that comes back goes on where it was. Answers that are paused since --kv-size is full wait there, too. By default a sixteenth of the memory, 8 GiB at most, or none beside a budget of cpu.
+    /// One that comes back goes on where it was. Answers that are paused since --kv-size is full wait there, too. By default a sixteenth of the
+    /// memory, 8 GiB at most, or none beside a budget of cpu.
     #[arg(long, env = "TIERFLOW_CACHE_RAM", value_name = "SIZE", value_parser = parse_cache_ram)]
     pub cache_ram: Option<Bytes>,
     /// Name under which the model is asked for, instead of its file's
