@@ -29,9 +29,14 @@ impl EngineThread {
         self.running = begun.into();
         for Running { sequence, progress, listener } in requested {
             let Progress::Requested(request) = progress else { continue };
-            let known = self.known(sequence, &request.prompt);
+            let mut known = self.known(sequence, &request.prompt);
             // Whoever asked first begins first, so that nobody waits forever.
-            let is_full = self.full_with.is_some() || self.waits_for_room(sequence, known, &request);
+            let mut is_full = self.full_with.is_some();
+            while !is_full && self.waits_for_room(sequence, known, &request) {
+                // Those that nobody reads make room, also of what the prompt has in common with them.
+                is_full = !self.pause_unread();
+                known = self.known(sequence, &request.prompt);
+            }
             if is_full {
                 self.note_full();
             }

@@ -244,12 +244,10 @@ impl EngineThread {
     /// Brings back generations that were paused, in the order of their beginnings, while there is room for them. Those that nobody reads make room.
     pub(super) fn come_back(&mut self) {
         while let Some((sequence, need)) = self.next_to_come_back() {
-            let has_room = self.make_room_to_come_back(need).unwrap_or_else(|error| {
-                self.note_loss(&error);
-                false
-            });
-            if !has_room {
-                return self.note_full();
+            while !self.has_room(need, &[]) {
+                if !self.pause_unread() {
+                    return self.note_full();
+                }
             }
             self.bring_back(sequence);
         }
@@ -265,17 +263,17 @@ impl EngineThread {
         Some((sequence, Need::of_paused(begun, history.as_ref())))
     }
 
-    fn make_room_to_come_back(&mut self, need: Need) -> Result<bool> {
-        while !self.has_room(need, &[]) {
-            let by_age = self.by_age();
-            let is_unread = |candidate: &usize| self.running.get(by_age[*candidate]).is_some_and(|running| !running.is_read());
-            let unread = (0..by_age.len()).rev().filter(is_unread).find(|candidate| self.can_pause(*candidate));
-            match unread {
-                Some(unread) if self.pause(by_age[unread], false)? => {}
-                _ => return Ok(false),
-            }
-        }
-        Ok(true)
+    /// Pauses the latest generation that nobody reads, where there is one that can be; whether it was.
+    pub(super) fn pause_unread(&mut self) -> bool {
+        let by_age = self.by_age();
+        let is_unread = |candidate: &usize| self.running.get(by_age[*candidate]).is_some_and(|running| !running.is_read());
+        let unread = (0..by_age.len()).rev().filter(is_unread).find(|candidate| self.can_pause(*candidate));
+        unread.is_some_and(|unread| {
+            self.pause(by_age[unread], false).unwrap_or_else(|error| {
+                self.note_loss(&error);
+                false
+            })
+        })
     }
 
     fn bring_back(&mut self, sequence: u32) {

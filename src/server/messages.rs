@@ -100,9 +100,14 @@ pub(super) fn form_variables(app: &App, variables: Map<String, Value>) -> Map<St
     variables.into_iter().chain(thinking_variables(false, None)).collect()
 }
 
-/// Whether the model answers in channels, of which a form holds one. Of others, what has a form is all answer, even where the template has opened
-/// the reasoning.
-pub(super) fn thinks_beside_forms(app: &App) -> bool {
+/// Whether reasoning is told apart from an answer: of what has a form, only where the model thinks beside it. Else it is all answer, even where the
+/// template has opened the reasoning.
+pub(super) fn splits_reasoning(app: &App, has_form: bool) -> bool {
+    !has_form || thinks_beside_forms(app)
+}
+
+/// Whether the model answers in channels, of which a form holds one.
+fn thinks_beside_forms(app: &App) -> bool {
     app.engine.text().reasoning_format() == Some(ReasoningFormat::Channels)
 }
 

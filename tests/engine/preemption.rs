@@ -129,6 +129,20 @@ fn one_that_nobody_reads_makes_room_and_comes_back_where_somebody_does() {
 }
 
 #[test]
+fn a_request_does_not_wait_for_one_that_nobody_reads() {
+    let (model, prompts) = (test_model(None), prompts(2));
+    let expected = expected(model.path(), &[Device::Cpu], of_two(), &prompts);
+    let handle = open(model.path(), &[Device::Cpu], of_two()).spawn().unwrap();
+    handle.keep_histories(Bytes::mib(64)).unwrap();
+    let mut sequences = sequences(&handle);
+    let mut first = begin_all(&mut sequences[..1], &prompts[..1]).remove(0);
+    wait_until(|| first.n_unread() == MAX_UNREAD);
+    let mut second = begin_all(&mut sequences[1..], &prompts[1..]).remove(0);
+    wait_until(|| handle.paused_sequences() == [true, false]);
+    assert!([rest_of(&mut second), rest_of(&mut first)] == [expected[1].clone(), expected[0].clone()]);
+}
+
+#[test]
 fn a_paused_generation_that_is_cancelled_is_gone_with_what_was_kept_of_it() {
     let (model, prompts) = (test_model(None), prompts(2));
     let expected = expected(model.path(), &[Device::Cpu], of_two(), &prompts);

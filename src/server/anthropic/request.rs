@@ -29,7 +29,7 @@ pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, boo
     let (prompt, tools) = read_prompt(app, fields)?;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
     how.offer(app, tools)?;
-    let splits_reasoning = !is_demanded || messages::thinks_beside_forms(app);
+    let splits_reasoning = messages::splits_reasoning(app, is_demanded);
     Ok((Work::new(app, vec![prompt], how, splits_reasoning)?, is_streamed))
 }
 

@@ -7,7 +7,7 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
-use crate::server::messages::{encode, form_variables, read_messages, thinks_beside_forms};
+use crate::server::messages::{encode, form_variables, read_messages, splits_reasoning};
 use crate::server::tools;
 use crate::server::work::{How, Work, read_logprobs};
 use crate::session::GenerateOptions;
@@ -102,7 +102,8 @@ fn read_rest(
         Some(options) => read_options(app, Fields::of_value(options, "options")?)?,
         None => How::checked(app, 1, &SamplingFlags::default(), None, GenerateOptions::default())?,
     };
-    let splits_reasoning = grammar.is_none() || (!is_raw && thinks_beside_forms(app));
+    let has_form = grammar.is_some();
+    let splits_reasoning = if is_raw { !has_form } else { splits_reasoning(app, has_form) };
     how.grammar = match grammar {
         Some(grammar) if !is_raw => Some(grammar.in_conversation(app, "format")?),
         grammar => grammar,

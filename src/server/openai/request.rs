@@ -53,7 +53,7 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let has_form = grammar.is_some() || is_demanded;
     let variables = if has_form { messages::form_variables(app, variables) } else { variables };
     common.how.grammar = grammar.map(|grammar| grammar.in_conversation(app, "response_format or grammar")).transpose()?;
-    let splits_reasoning = !has_form || messages::thinks_beside_forms(app);
+    let splits_reasoning = messages::splits_reasoning(app, has_form);
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     common.how.offer(app, tools)?;
     common.asked(app, vec![prompt], splits_reasoning)

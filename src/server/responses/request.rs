@@ -6,7 +6,7 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
-use crate::server::messages::{effort_variables, encode, form_variables, read_messages, thinks_beside_forms};
+use crate::server::messages::{effort_variables, encode, form_variables, read_messages, splits_reasoning};
 use crate::server::tools;
 use crate::server::work::{How, Work, sampling_flags};
 use crate::session::GenerateOptions;
@@ -71,7 +71,7 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     complete(&mut echo, &how.sampling);
     how.grammar = grammar.map(|grammar| grammar.in_conversation(app, "text.format")).transpose()?;
     how.loras = loras;
-    let splits_reasoning = !has_form || thinks_beside_forms(app);
+    let splits_reasoning = splits_reasoning(app, has_form);
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     how.offer(app, tools)?;
     Ok(Asked { work: Work::new(app, vec![prompt], how, splits_reasoning)?, is_streamed, echo })

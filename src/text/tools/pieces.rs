@@ -1,4 +1,5 @@
-//! Calls whose arguments are told as they come, of bodies that are JSON: an object with a name and arguments in that order, or a list of them.
+//! Calls whose arguments are told as they come, of bodies that are JSON: an object with a name and arguments in that order, a list of them, or
+//! the arguments alone.
 
 /// A part of a call that is not whole yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,13 @@ impl CallReader {
             n_whole: 0,
             is_over: false,
         }
+    }
+
+    /// For the arguments of one call of `name`, which begin at byte `begin` of the body.
+    pub(super) fn of_arguments(name: &str, begin: usize) -> CallReader {
+        let keys = ["name", "arguments"];
+        let (key, name) = (Some(keys[1].to_owned()), Some(name.to_owned()));
+        CallReader { level: 0, n_read: begin, key, name, ..CallReader::new(keys, false) }
     }
 
     /// What is new in `body`, the text of the calls from its beginning.

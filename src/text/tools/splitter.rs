@@ -6,7 +6,7 @@ use super::parse::parse;
 use super::pieces::{CallPiece, CallReader};
 use super::{CallBody, PYTHON_TAG, ToolCall, ToolFormat};
 use crate::text::Tokenizer;
-use crate::text::reasoning::begun;
+use crate::text::reasoning::{MESSAGE, begun};
 
 /// A part of what a model says.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,10 +64,10 @@ impl ToolSplitter {
     }
 
     /// The same, telling calls before they are whole. It is for answers that are sure to have calls behind the marks of calls, and no more
-    /// text in those: what was told is not taken back. Formats that are no JSON are told whole.
+    /// text in those: what was told is not taken back. Formats that are no JSON are told whole, and messages to functions that were not offered.
     #[must_use]
     pub fn telling_pieces(mut self) -> ToolSplitter {
-        self.tells_pieces = matches!(self.format.body, CallBody::Object | CallBody::List | CallBody::Named);
+        self.tells_pieces = matches!(self.format.body, CallBody::Object | CallBody::List | CallBody::Named | CallBody::Message);
         self
     }
 
@@ -118,12 +118,11 @@ impl ToolSplitter {
             }
             State::Text => self.step_in_text(said),
             State::Calls => {
-                // What a mark begins otherwise than it should is told whole.
-                let begins = |text: &str| text.starts_with(['{', '[']);
                 let mut n_told = 0;
-                if self.tells_pieces && self.pending.strip_prefix(self.format.lead).is_some_and(begins) {
-                    let (keys, is_list) = (self.format.keys(), self.format.body != CallBody::Object);
-                    let reader = self.reader.get_or_insert_with(|| CallReader::new(keys, is_list));
+                if self.reader.is_none() && self.tells_pieces {
+                    self.reader = self.reader_of_calls();
+                }
+                if let Some(reader) = &mut self.reader {
                     said.extend(reader.read(&self.pending).into_iter().map(Said::Piece));
                     // A mark inside arguments ends nothing.
                     if reader.n_begun > 0 {
@@ -139,6 +138,20 @@ impl ToolSplitter {
                 true
             }
         }
+    }
+
+    /// What reads the calls that `pending` begins with; `None` where it is not known yet how they begin, and where they begin otherwise than they
+    /// should, or go to a function that was not offered: these are told whole.
+    fn reader_of_calls(&self) -> Option<CallReader> {
+        if self.format.body == CallBody::Message {
+            let (name, arguments) = self.pending.split_once(MESSAGE)?;
+            let is_offered = self.tools.iter().any(|tool| tool["function"]["name"] == name);
+            return (is_offered && arguments.starts_with('{'))
+                .then(|| CallReader::of_arguments(name, self.pending.len() - arguments.len()));
+        }
+        let is_list = self.format.body != CallBody::Object;
+        let begins = self.pending.strip_prefix(self.format.lead).is_some_and(|calls| calls.starts_with(['{', '[']));
+        begins.then(|| CallReader::new(self.format.keys(), is_list))
     }
 
     fn step_in_text(&mut self, said: &mut Vec<Said>) -> bool {
@@ -201,12 +214,17 @@ mod tests {
     use super::*;
     use crate::text::tools::{FORMATS, HERMES};
 
-    /// Text and names of calls of what comes in parts of `n` characters.
-    fn split(format: ToolFormat, text: &str, n: usize) -> (String, Vec<String>) {
-        let mut splitter = ToolSplitter::new(format, Vec::new(), None);
+    /// What is said by a text that comes in parts of `n` characters.
+    fn said(mut splitter: ToolSplitter, text: &str, n: usize) -> Vec<Said> {
         let chars: Vec<char> = text.chars().collect();
         let mut said: Vec<Said> = chars.chunks(n).flat_map(|part| splitter.push(&part.iter().collect::<String>())).collect();
         said.extend(splitter.finish());
+        said
+    }
+
+    /// Text and names of calls of what comes in parts of `n` characters.
+    fn split(format: ToolFormat, text: &str, n: usize) -> (String, Vec<String>) {
+        let said = said(ToolSplitter::new(format, Vec::new(), None), text, n);
         let (mut text, mut names) = (String::new(), Vec::new());
         for part in said {
             match part {
@@ -249,10 +267,7 @@ mod tests {
         let call = |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"a\": \"</tool_call>\"}}}}\n</tool_call>");
         let text = format!("So: {}\n{} Done", call("f"), call("g"));
         for n in [1, 3, 1000] {
-            let mut splitter = ToolSplitter::new(HERMES, Vec::new(), None).telling_pieces();
-            let chars: Vec<char> = text.chars().collect();
-            let mut said: Vec<Said> = chars.chunks(n).flat_map(|part| splitter.push(&part.iter().collect::<String>())).collect();
-            said.extend(splitter.finish());
+            let said = said(ToolSplitter::new(HERMES, Vec::new(), None).telling_pieces(), &text, n);
             let mut told = String::new();
             for part in &said {
                 match part {
@@ -270,6 +285,27 @@ mod tests {
         let mut splitter = ToolSplitter::new(HERMES, Vec::new(), None).telling_pieces();
         assert_eq!(splitter.push("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\"").len(), 2);
         assert_eq!(splitter.finish(), []);
+    }
+
+    #[test]
+    fn arguments_of_messages_are_told_as_they_come_where_the_function_was_offered() {
+        let offered = vec![serde_json::json!({"type": "function", "function": {"name": "f"}})];
+        let splitter = ToolSplitter::new(FORMATS[10].1, offered, None).telling_pieces();
+        let message = |name: &str| format!("So: <|start|>functions.{name}<|message|>{{\"a\": \"<|call|>\"}}<|call|>Done");
+        for n in [1, 3, 1000] {
+            let (mut told, mut n_whole) = (String::new(), 0);
+            for part in said(splitter.clone(), &message("f"), n) {
+                match part {
+                    Said::Text(text) => told.push_str(&text),
+                    Said::Piece(CallPiece { name, arguments }) => told.extend([name.unwrap_or_default(), arguments]),
+                    Said::Told(call) => n_whole += usize::from(call.name == "f" && call.arguments["a"] == "<|call|>"),
+                    Said::Call(call) => panic!("{call:?} was told before"),
+                }
+            }
+            assert_eq!((told.as_str(), n_whole), ("So:f{\"a\": \"<|call|>\"}Done", 1), "by {n}");
+            let is_told = |part: &Said| matches!(part, Said::Piece(_) | Said::Told(_));
+            assert!(!said(splitter.clone(), &message("g"), n).iter().any(is_told), "what was not offered may be no call");
+        }
     }
 
     proptest! {

@@ -137,6 +137,7 @@ fn a_call_that_is_demanded_comes_in_its_channel_and_keeps_to_its_schema() {
     let called: Vec<&Value> = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].get(0)).collect();
     let arguments: String = called.iter().filter_map(|part| part["function"]["arguments"].as_str()).collect();
     assert_eq!(called[0]["function"]["name"], "paint_twice");
+    assert!(called.len() > 3, "arguments are told as they come: {called:?}");
     assert_painted(&arguments);
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
     let anthropic = json!({
