@@ -10,7 +10,7 @@ use crate::engine::draft_model::Timings;
 use crate::engine::{Engine, LoadedModel, ModelText, Prepared};
 use crate::error::{Error, Result, Setting};
 use crate::gpu::Gpu;
-use crate::stream::{self, CachedPositions, DeviceExecutor, Executors, GpuExecutor, HostExecutor, Store, Trace};
+use crate::stream::{self, CachedPositions, DeviceExecutor, Executors, GpuExecutor, HostExecutor, Store, Trace, WarmExperts};
 use crate::units::Bytes;
 
 /// How far loading has come.
@@ -33,7 +33,8 @@ impl Prepared {
             return Err(Error::InvalidArgument { option: Setting::Machine.into(), reason });
         }
         let text = self.take_text()?;
-        let to_warm = stream::bytes_to_warm(&self.plan, &self.model, self.options.expert_profile.as_deref());
+        let warm = WarmExperts::of_plan(&self.plan, &self.model, self.options.expert_profile.as_deref());
+        let to_warm: Bytes = warm.values().map(|warm| warm.size(&self.plan, &self.model)).sum();
         let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan) + to_warm;
         let done = AtomicU64::new(0);
         let step = |bytes: Bytes| {
@@ -50,7 +51,7 @@ impl Prepared {
         }
         let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
-        executors.warm_experts(&self.model, self.options.expert_profile.as_deref(), &step)?;
+        executors.warm_experts(&warm, &step)?;
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new(), later_rows: None });
         let known_halves = HashMap::new();

@@ -94,8 +94,12 @@ impl EngineThread {
     /// What a request needs for its prompt and the tokens that it lets be generated. A plan has room for any one.
     pub(super) fn need_of(&self, request: &Request) -> Need {
         let most = request.options.max_tokens.unwrap_or(usize::MAX);
-        let n_tokens = request.prompt.len().saturating_add(most).min(self.engine.plan().ctx_size);
-        Need::of(request.prompt.len(), n_tokens.div_ceil(KvBlocks::BLOCK_LEN))
+        Need::of(request.prompt.len(), self.n_blocks_of(request.prompt.len().saturating_add(most)))
+    }
+
+    /// Blocks that so many tokens of a sequence take, of which it has no more than a context.
+    pub(super) fn n_blocks_of(&self, n_tokens: usize) -> usize {
+        n_tokens.min(self.engine.plan().ctx_size).div_ceil(KvBlocks::BLOCK_LEN)
     }
 
     /// Whether a request has to wait for the room of what has begun.

@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::{Offer, drafted};
-use crate::stream::{Batch, BatchToken, KvBlocks, Logits, LogitsRequest};
+use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 
 /// After so many losses of an adapter without a forward between them, those whose forward it was get the error.
 const LOSSES_IN_A_ROW: usize = 2;
@@ -110,12 +110,10 @@ impl EngineThread {
         (0..).zip(&self.sequences).for_each(|(sequence, state)| self.told.note_cached(sequence, state.tokens.len()));
         self.told.note_blocks(self.engine.kv_blocks());
         self.told.of_histories.store((self.histories.size() + self.paused_bytes()).0, Ordering::Relaxed);
-        let is_paused = |sequence: usize| {
-            let is_paused_here =
-                |running: &Running| running.sequence as usize == sequence && matches!(running.progress, Progress::Paused { .. });
-            self.running.iter().any(is_paused_here)
-        };
-        self.told.are_paused.iter().enumerate().for_each(|(sequence, told)| told.store(is_paused(sequence), Ordering::Relaxed));
+        for (sequence, told) in (0..).zip(&self.told.are_paused) {
+            let is_paused = |running: &Running| running.sequence == sequence && matches!(running.progress, Progress::Paused { .. });
+            told.store(self.running.iter().any(is_paused), Ordering::Relaxed);
+        }
     }
 
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
@@ -151,20 +149,8 @@ impl EngineThread {
         sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
         // Another plan may have other devices.
         histories.clear();
-        let reopen = Some(reopen);
-        Some(EngineThread {
-            engine,
-            reopen,
-            told,
-            n_losses,
-            is_lost: false,
-            sequences,
-            running,
-            histories,
-            full_with: None,
-            n_begun,
-            scorings,
-        })
+        let begun = EngineThread::new(engine, Some(reopen), told);
+        Some(EngineThread { n_losses, sequences, running, histories, n_begun, scorings, ..begun })
     }
 
     /// Notes the loss of an adapter, where that is the error; whether the engine is opened again for it.
@@ -239,8 +225,7 @@ impl EngineThread {
     /// Gives the logits that were asked for, in the order of coming, while there is room.
     fn score_what_has_room(&mut self) {
         while let Some(scoring) = self.scorings.pop_front() {
-            let n_tokens = scoring.tokens.len().min(self.engine.plan().ctx_size);
-            if !scoring.reply.is_canceled() && !self.has_room_now(n_tokens.div_ceil(KvBlocks::BLOCK_LEN)) {
+            if !scoring.reply.is_canceled() && !self.has_room_now(self.n_blocks_of(scoring.tokens.len())) {
                 self.note_full();
                 return self.scorings.push_front(scoring);
             }
@@ -255,8 +240,7 @@ impl EngineThread {
             return;
         }
         self.forget(sequence);
-        let n_tokens = tokens.len().min(self.engine.plan().ctx_size);
-        let made_free = self.make_free(n_tokens.div_ceil(KvBlocks::BLOCK_LEN), &[]);
+        let made_free = self.make_free(self.n_blocks_of(tokens.len()), &[]);
         let cached = &mut self.sequences[sequence as usize].tokens;
         let computed = made_free.and_then(|()| self.engine.session_of(sequence, Vec::new())).and_then(|mut session| {
             session.cancel_with(cancelled);

@@ -120,10 +120,12 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
     let is_tiled = share_experts(n_tokens as usize, n_used as usize, params.n_experts as usize, is_software);
     // Every choice of a token, or every expert of which the slice has rows, once for so many rows.
     let n_choices = u64::from(n_tokens) * u64::from(n_used);
-    let (source, of_kernel) = match is_software {
-        _ if is_tiled => (&EXPERT_MATMUL_TILE, tile_constants(is_software)),
-        true if subgroup::is_possible(gpu, &of_dtype) => (&EXPERT_MATMUL_SUBGROUP, subgroup_constants(n_choices, expert_rows)),
-        _ => (&EXPERT_MATMUL, few_constants(is_software)),
+    let (source, of_kernel) = if is_tiled {
+        (&EXPERT_MATMUL_TILE, tile_constants(is_software))
+    } else if is_software && subgroup::is_possible(gpu, &of_dtype) {
+        (&EXPERT_MATMUL_SUBGROUP, subgroup_constants(n_choices, expert_rows))
+    } else {
+        (&EXPERT_MATMUL, few_constants(is_software))
     };
     let stem = source.stem;
     let row_bytes = of_dtype.row_bytes().unwrap_or(0);

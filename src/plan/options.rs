@@ -119,9 +119,9 @@ impl KvDType {
 }
 
 impl Default for KvDType {
-    /// What is least rounded.
+    /// Half of what values take that are not rounded.
     fn default() -> KvDType {
-        KvDType::F32
+        KvDType::F16
     }
 }
 
@@ -340,7 +340,7 @@ impl Default for PlanOptions {
             n_seqs: 0,
             ubatch_size: None,
             logit_rows: 1,
-            kv_dtype: KvDType::F16,
+            kv_dtype: KvDType::default(),
             resident_layers: ResidentLayers::Auto,
             expert_cache: ExpertCacheRule::Auto,
             expert_misses: ExpertMissRule::Auto,

@@ -1,16 +1,16 @@
 //! The executors of all devices that compute, as one: each step of a schedule goes to the device of its chunk, and the residual stream is
 //! transferred from one to the next. Knows neither buffers nor rings.
 
+use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
-use crate::model::Model;
 use crate::plan::sizes::KV_BLOCK_POSITIONS;
-use crate::plan::{ExpertCachePlan, ExpertProfile, KvDType, Plan};
-use crate::stream::warm_experts::times_of;
+use crate::plan::{ExpertCachePlan, KvDType, Plan};
+use crate::stream::warm_experts::WarmExperts;
 use crate::stream::{Batch, BlockCopy, Executor, GpuExecutor, HostExecutor, KvBlocks, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -107,15 +107,15 @@ impl Executors {
         self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
     }
 
-    /// Brings the experts of whole layers to each device's cache, and those that `profile` says were taken most often. `progress` gets the bytes
-    /// of some experts at a time, of [`bytes_to_warm`](super::bytes_to_warm) in all.
+    /// Brings the experts to each device's cache that it begins with. `progress` gets the bytes of some at a time, of [`WarmExperts::size`] in all.
     ///
     /// # Errors
     /// Those of reading and of the adapters.
-    pub fn warm_experts(&mut self, model: &Model, profile: Option<&ExpertProfile>, progress: &dyn Fn(Bytes)) -> Result<()> {
+    pub fn warm_experts(&mut self, warm: &BTreeMap<Device, WarmExperts>, progress: &dyn Fn(Bytes)) -> Result<()> {
         for (device, executor) in &mut self.devices {
-            let DeviceExecutor::Gpu(gpu) = executor else { continue };
-            gpu.warm_experts(&times_of(&self.plan, model, *device, profile), progress)?;
+            if let (DeviceExecutor::Gpu(gpu), Some(warm)) = (executor, warm.get(device)) {
+                gpu.warm_experts(warm, progress)?;
+            }
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ pub use kv_blocks::{BlockCopy, KvBlocks};
 pub use slot_pool::{Reserved, SlotPolicy, SlotPool};
 pub use store::{Kept, Store};
 pub use trace::{Lane, Span, Trace, TraceSummary};
-pub use warm_experts::bytes_to_warm;
+pub use warm_experts::WarmExperts;
 
 /// Asked before each step of a forward whether it shall end there.
 pub type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;

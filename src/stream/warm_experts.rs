@@ -11,9 +11,10 @@ use crate::units::Bytes;
 /// By chunk that passes through the cache of one device: how often tokens took each expert.
 pub(super) type ExpertTimes = BTreeMap<usize, Vec<f64>>;
 
-/// The experts that a cache begins with.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct WarmExperts {
+/// The experts that the cache of one device begins with.
+#[derive(Debug)]
+pub struct WarmExperts {
+    pub(super) times: ExpertTimes,
     /// Chunks that are whole.
     pub(super) whole: Vec<usize>,
     /// Other chunks, with numbers of their experts.
@@ -21,15 +22,20 @@ pub(super) struct WarmExperts {
 }
 
 impl WarmExperts {
-    /// As many as `cache` has room for.
-    pub(super) fn of_plan(cache: &ExpertCachePlan, times: &ExpertTimes) -> WarmExperts {
-        WarmExperts::of(times, cache.n_slots, cache.misses.n_whole)
+    /// Those of each device that has an expert cache, as many as that has room for, by what `profile` says.
+    pub fn of_plan(plan: &Plan, model: &Model, profile: Option<&ExpertProfile>) -> BTreeMap<Device, WarmExperts> {
+        let caches = plan.devices.iter().filter_map(|of_device| Some((of_device.device, of_device.expert_cache.as_ref()?)));
+        let warm = |(device, cache): (Device, &ExpertCachePlan)| {
+            let times = times_of(plan, model, device, profile);
+            (device, WarmExperts::of(times, cache.n_slots, cache.misses.n_whole))
+        };
+        caches.map(warm).collect()
     }
 
-    fn of(times: &ExpertTimes, n_slots: usize, n_whole: usize) -> WarmExperts {
-        let whole = whole_chunks(times, n_slots, n_whole);
+    fn of(times: ExpertTimes, n_slots: usize, n_whole: usize) -> WarmExperts {
+        let whole = whole_chunks(&times, n_slots, n_whole);
         let n_pinned: usize = whole.iter().filter_map(|chunk| times.get(chunk)).map(Vec::len).sum();
-        let mut asked: Vec<(Key, f64)> = taken(times).filter(|((chunk, _), _)| !whole.contains(chunk)).collect();
+        let mut asked: Vec<(Key, f64)> = taken(&times).filter(|((chunk, _), _)| !whole.contains(chunk)).collect();
         asked.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
         asked.truncate(n_slots.saturating_sub(n_pinned));
         let mut by_chunk = BTreeMap::<usize, Vec<usize>>::new();
@@ -37,10 +43,11 @@ impl WarmExperts {
             by_chunk.entry(chunk).or_default().push(expert);
         }
         by_chunk.values_mut().for_each(|experts| experts.sort_unstable());
-        WarmExperts { whole, taken: by_chunk.into_iter().collect() }
+        WarmExperts { times, whole, taken: by_chunk.into_iter().collect() }
     }
 
-    fn size(&self, plan: &Plan, model: &Model) -> Bytes {
+    /// The bytes that they take.
+    pub fn size(&self, plan: &Plan, model: &Model) -> Bytes {
         let whole = self.whole.iter().map(|chunk| (*chunk, None));
         let some = self.taken.iter().map(|(chunk, experts)| (*chunk, Some(experts.len())));
         let of_chunk = |(chunk, n_experts): (usize, Option<usize>)| {
@@ -76,12 +83,6 @@ pub(super) fn times_of(plan: &Plan, model: &Model, device: Device, profile: Opti
     plan.cached_on(device).filter_map(of_chunk).collect()
 }
 
-/// Bytes of the experts that all caches of a plan begin with.
-pub fn bytes_to_warm(plan: &Plan, model: &Model, profile: Option<&ExpertProfile>) -> Bytes {
-    let caches = plan.devices.iter().filter_map(|of_device| Some((of_device.device, of_device.expert_cache.as_ref()?)));
-    caches.map(|(device, cache)| WarmExperts::of_plan(cache, &times_of(plan, model, device, profile)).size(plan, model)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,7 +91,7 @@ mod tests {
     fn a_cache_begins_with_whole_layers_and_what_is_taken_most_of_the_others() {
         let times = ExpertTimes::from([(3, vec![9.0, 0.0, 4.0]), (5, vec![2.0, 2.0, 2.0]), (8, vec![0.0, 5.0, 1.0])]);
         let warm = |n_slots: usize, n_whole: usize| {
-            let WarmExperts { whole, taken } = WarmExperts::of(&times, n_slots, n_whole);
+            let WarmExperts { whole, taken, .. } = WarmExperts::of(times.clone(), n_slots, n_whole);
             (whole, taken)
         };
         assert_eq!(warm(0, 0), (vec![], vec![]));

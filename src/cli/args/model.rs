@@ -251,7 +251,7 @@ pub struct PlacementArgs {
 impl PlacementArgs {
     /// Data types of the KV cache.
     pub fn kv_dtype(&self) -> KvDType {
-        let KvDType { keys, values } = self.kv_dtype.unwrap_or(KvDType::F16);
+        let KvDType { keys, values } = self.kv_dtype.unwrap_or_default();
         KvDType { keys: self.cache_type_k.unwrap_or(keys), values: self.cache_type_v.unwrap_or(values) }
     }
 

@@ -12,7 +12,7 @@ use crate::stream::expert_cache::{Asked, ExpertCache};
 use crate::stream::gpu_executor::{GpuExecutor, ranges_of};
 use crate::stream::gpu_forward::{OF_ALL, OF_EACH_GROUP};
 use crate::stream::host_experts::TokensOfExperts;
-use crate::stream::warm_experts::{ExpertTimes, WarmExperts, whole_chunks};
+use crate::stream::warm_experts::{ExpertTimes, WarmExperts, times_of, whole_chunks};
 use crate::stream::{ExpertStatistics, Lane, Span};
 use crate::units::Bytes;
 
@@ -42,9 +42,7 @@ impl GpuExecutor {
 
     /// How often each expert that passes through the cache was asked for, by chunk, where what was long ago counts less.
     pub fn expert_times(&self) -> ExpertTimes {
-        let n_experts = |chunk: usize| expert_shape(&self.plan.chunks[chunk], &self.model).map_or(0, |shape| shape.n_experts);
-        let chunks = self.plan.cached_on(self.device);
-        let mut times: ExpertTimes = chunks.map(|chunk| (chunk, vec![0.0; n_experts(chunk)])).collect();
+        let mut times = times_of(&self.plan, &self.model, self.device, None);
         for ((chunk, expert), of_expert) in self.expert_cache.iter().flat_map(|cache| cache.times(self.forward)) {
             if let Some(own) = times.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
                 *own = of_expert;
@@ -53,19 +51,17 @@ impl GpuExecutor {
         times
     }
 
-    /// Brings the experts of whole layers to the cache, and those that `times` says were taken most often, before the first forward. `progress` gets
-    /// their bytes.
+    /// Brings the experts to the cache that it begins with, before the first forward. `progress` gets their bytes.
     ///
     /// # Errors
     /// Those of reading and of the adapter.
-    pub(in crate::stream) fn warm_experts(&mut self, times: &ExpertTimes, progress: &dyn Fn(Bytes)) -> Result<()> {
+    pub(in crate::stream) fn warm_experts(&mut self, warm: &WarmExperts, progress: &dyn Fn(Bytes)) -> Result<()> {
         let (plan, model) = (&self.plan, &self.model);
-        let Some((cache, planned)) = self.expert_cache.as_mut().zip(plan.expert_cache(self.device)) else { return Ok(()) };
-        cache.know(times);
+        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
+        cache.know(&warm.times);
         let shape_of = |chunk: usize| expert_shape(&plan.chunks[chunk], model);
-        let WarmExperts { whole, taken } = WarmExperts::of_plan(planned, times);
-        cache.keep_whole(&self.gpu, &self.store, shape_of, &whole, progress)?;
-        cache.warm(&self.gpu, &self.store, shape_of, &taken, progress)
+        cache.keep_whole(&self.gpu, &self.store, shape_of, &warm.whole, progress)?;
+        cache.warm(&self.gpu, &self.store, shape_of, &warm.taken, progress)
     }
 
     /// The expert cache as it is now; `None` where there is none.

@@ -49,7 +49,7 @@ impl Options {
             ctx_size: fields.take("ctx_size", count)?,
             kv_dtype: fields
                 .take("kv_dtype", "f32, f16, q8_0, q4_0, or one for keys and one for values, as q8_0/q4_0")?
-                .unwrap_or(KvDType::F16),
+                .unwrap_or_default(),
             slots: fields.take("slots", count)?,
             ubatch_size: fields.take("ubatch_size", count)?,
             expert_cache: rule(fields.take("expert_cache", "auto, on or off")?)?,
@@ -99,7 +99,7 @@ impl Options {
         if let Some(ctx_size) = self.ctx_size {
             words.push(format!("--ctx-size {ctx_size}"));
         }
-        if self.kv_dtype != KvDType::F16 {
+        if self.kv_dtype != KvDType::default() {
             words.push(format!("--kv-dtype {}", self.kv_dtype));
         }
         if let Some(n_slots) = self.slots {
