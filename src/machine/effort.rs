@@ -7,6 +7,9 @@ use super::Measure;
 use crate::error::Result;
 use crate::platform::{self, clock::Instant};
 
+/// Most times that one run does its work.
+const MAX_REPEATS: usize = 4096;
+
 /// The length and number of runs, and the time by which all should be done.
 #[derive(Debug)]
 pub(super) struct Effort {
@@ -109,6 +112,23 @@ impl Effort {
             (best, done) = (best.min(run().await?), done + 1);
         }
         Ok(best)
+    }
+
+    /// Seconds of work that `run` does so many times: their number grows until a run takes its time, beside which clocks are fine.
+    pub(super) async fn secs_of_one(&self, mut run: impl AsyncFnMut(usize) -> Result<f64>) -> Result<f64> {
+        if self.is_hurried() {
+            return run(1).await;
+        }
+        // The first run compiles and touches memory.
+        self.beside_awaited(run(1)).await?;
+        let mut repeats = 1;
+        let mut secs = run(repeats).await?;
+        while secs < self.secs_per_run * 0.8 && repeats < MAX_REPEATS {
+            let growth = (self.secs_per_run / secs).clamp(1.5, 16.0);
+            repeats = ((repeats as f64 * growth).ceil() as usize).min(MAX_REPEATS);
+            secs = run(repeats).await?;
+        }
+        Ok(self.best_awaited(async || run(repeats).await).await? / repeats as f64)
     }
 
     /// Whether a single run is to do for each figure that is left, without one beside: in a browser, once all the time is spent.

@@ -1,5 +1,7 @@
 //! Probes of the host: its copies and its products.
 
+use std::hint::black_box;
+
 use super::effort::{Effort, time};
 use super::products::{self, weight_bytes};
 use crate::device::Rates;
@@ -17,6 +19,9 @@ const POOL: Bytes = if platform::MAY_BLOCK { Bytes::mib(64) } else { Bytes::mib(
 const LARGEST_POOL: Bytes = Bytes::gib(1);
 /// The least that holds the smallest of the products that are measured in every dtype, twice.
 const LEAST_POOL: Bytes = Bytes::mib(8);
+
+/// As many figures as copies would have the time of one of: in a browser they take little of it, since products say more.
+const N_COPY_FIGURES: usize = 20;
 
 /// The dtype whose products are measured for those in `dtype`: itself, or one whose blocks cost the host about as much for each byte
 /// (some 20 % more or less). Unpacking them costs instructions, which adapters have to spare: there, [`DType::measured_as`] says which.
@@ -49,13 +54,15 @@ pub(super) async fn measure(effort: &Effort, dtypes: &[DType], free: Bytes) -> R
     // Small positive numbers in every dtype: neither NaN nor subnormal, which would be slow for the wrong reason.
     pool.resize(pool_bytes.0 as usize, 0x2A_u8);
     let copied = Bytes(pool_bytes.0 / 4);
-    let host_copy = effort.best(|| {
+    let own = effort.of_figure(N_COPY_FIGURES);
+    let host_copy = own.as_ref().unwrap_or(effort).secs_of_one(async |repeats| {
         let (source, target) = pool.split_at_mut(copied.0 as usize);
         time(|| {
-            target[..source.len()].copy_from_slice(std::hint::black_box(source));
+            (0..repeats).for_each(|_| black_box(&mut target[..source.len()]).copy_from_slice(black_box(source)));
             Ok(())
         })
     });
+    let host_copy = host_copy.await;
     // As long as the largest product so far needs them.
     let (mut input, mut output) = (Vec::new(), Vec::new());
     let mut prepared = Input::default();
@@ -71,7 +78,7 @@ pub(super) async fn measure(effort: &Effort, dtypes: &[DType], free: Bytes) -> R
             host::among_threads(|| {
                 for index in 0..repeats {
                     let weight = &pool[index % places * len..][..len];
-                    host::multiply(simd(), params, weight, prepared.prepare(params, input), std::hint::black_box(output));
+                    host::multiply(simd(), params, weight, prepared.prepare(params, input), black_box(output));
                 }
                 Ok(())
             })

@@ -23,8 +23,6 @@ const FROM_MIDDLE: &[[u32; 3]] = &[[512, 1024, 64], [1024, 2048, 128], [2048, 40
 const FROM_SMALL: &[[u32; 3]] = &[[128, 512, 64], [512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
 /// No product of the above has more values in its input, nor in its output.
 pub(super) const MOST_VALUES: usize = 4096 * 512;
-/// Most products in one run.
-const MAX_REPEATS: usize = 4096;
 
 /// Measures `matvec`, `matmul` and `dispatch_secs` of products in `dtypes`, of which there is at least one; the fixed cost by products
 /// of the `smallest` shape. `run` computes so many products of this shape, each with another matrix where there is room, and returns
@@ -133,21 +131,9 @@ async fn climb(
     Ok(chosen)
 }
 
-/// Seconds of one of many products: their number grows until a run takes its time.
+/// Seconds of one of many products.
 async fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl AsyncFnMut(&Params, usize) -> Result<f64>) -> Result<f64> {
-    if effort.is_hurried() {
-        return run(params, 1).await;
-    }
-    // The first run compiles and touches memory.
-    effort.beside_awaited(run(params, 1)).await?;
-    let mut repeats = 1;
-    let mut secs = run(params, repeats).await?;
-    while secs < effort.secs_per_run * 0.8 && repeats < MAX_REPEATS {
-        let growth = (effort.secs_per_run / secs).clamp(1.5, 16.0);
-        repeats = ((repeats as f64 * growth).ceil() as usize).min(MAX_REPEATS);
-        secs = run(params, repeats).await?;
-    }
-    Ok(effort.best_awaited(async || run(params, repeats).await).await? / repeats as f64)
+    effort.secs_of_one(async |repeats| run(params, repeats).await).await
 }
 
 /// With rows of whole blocks.
